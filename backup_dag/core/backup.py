@@ -1,0 +1,254 @@
+"""Take one backup: one pass over the database, from pg_dump to a whole backup in the local store.
+
+Plain text never touches the disk, memory does not grow with the database, and a failure anywhere
+leaves nothing behind.
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from backup_dag.core import postgres
+from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.databases import Database
+from backup_dag.core.key import Key, encryption_key
+from backup_dag.core.manifest import (
+    CHECKSUM,
+    MANIFEST,
+    SCHEMA_VERSION,
+    BackupId,
+    Compressed,
+    Content,
+    DatabaseFacts,
+    Dumped,
+    File,
+    Globals,
+    Manifest,
+    Reason,
+)
+from backup_dag.core.postgres import Session, Snapshot
+from backup_dag.core.settings import Settings
+from backup_dag.core.stages.checksum import checksum_file
+from backup_dag.core.stages.compression import compressing
+from backup_dag.core.stages.dump import EXTENSION, as_sql, dumping, dumping_roles, properties_sql
+from backup_dag.core.stages.encryption import encrypting
+from backup_dag.core.stages.fingerprint import Fingerprint
+from backup_dag.core.store.local import LocalStore, disk_error
+from backup_dag.core.store.publish import publish
+from backup_dag.core.stream import Hashing, Meter, Observer
+from backup_dag.core.work import work_directory
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for: a database, the day it counts for, and why."""
+
+    database: Database
+    partition_day: date
+    reason: Reason
+
+
+def order_for(database: Database, settings: Settings, day: date | None, *, scheduled: bool = False) -> Order:
+    """An order for a day (None: today, in the settings' zone).
+
+    A backup made after its day has passed says so: what it holds is today's state, not that day's.
+    """
+    today = datetime.now(settings.zone).date()
+    if day is not None and day < today:
+        return Order(database, day, "late")
+    return Order(database, day or today, "scheduled" if scheduled else "manual")
+
+
+def take_backup(settings: Settings, order: Order, observer: Observer | None = None) -> Manifest:
+    """Makes the backup that is ordered, and returns once it is durable in BACKUP_DIR.
+
+    Raises:
+        ConfigurationError: no key, no client tools that fit the server.
+        DatabaseError: unreachable, or it refused part of the dump.
+        GuardRefused: another backup of this database is running, on whatever host.
+        DiskError: no room for the artifact.
+    """
+    key = encryption_key(settings)
+    store = LocalStore(settings.backup_dir)
+    with (
+        work_directory(settings.backup_dir) as work,
+        postgres.connected(order.database.address) as session,
+        session.locked(),
+    ):
+        clients = find_clients(session.server_major, settings.pg_bin_dir)
+        _wait_for_a_free_second(session, store, order.database.name)
+        with session.snapshot() as snapshot:
+            run = _Run(order, key, work, clients, session, snapshot)
+            manifest = run.make(observer)
+        _write(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files))
+        _write(work / manifest.id.file(MANIFEST), manifest.to_json())
+        publish(store, manifest, work)
+    return manifest
+
+
+def _wait_for_a_free_second(session: Session, store: LocalStore, name: str) -> None:
+    """Ids count seconds: where this second's is taken, wait for the next. The lock keeps others out."""
+    while next(store.list(str(BackupId.of(name, session.now()))), None):
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One backup while it is being made: into a work directory, from one snapshot."""
+
+    order: Order
+    key: Key
+    work: Path
+    clients: Clients
+    session: Session
+    snapshot: Snapshot
+
+    def make(self, observer: Observer | None) -> Manifest:
+        began, started = time.monotonic(), datetime.now(UTC)
+        plan, backup = self.order.database.plan, self.id
+        facts = self.session.facts()
+        passed, content = self._dump(observer)
+        roles, with_hashes = self._roles()
+        artifact = File(name=self._name(EXTENSION[plan.format]), **passed.encrypted.seen().model_dump())
+        globals_file = self._name("globals.sql")
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            backup=str(backup),
+            database=backup.database,
+            partition_day=self.order.partition_day,
+            reason=self.order.reason,
+            snapshot_time=self.snapshot.time.astimezone(UTC),
+            started=started,
+            finished=datetime.now(UTC),
+            seconds=round(time.monotonic() - began, 3),
+            made_by=f"backup-dag {version('backup-dag')}",
+            server=self.session.server(),
+            source=facts,
+            dump=Dumped(
+                format=plan.format,
+                client_version=self.clients.version,
+                options=plan.options(),
+                **passed.plain.seen().model_dump(),
+            ),
+            compressed=Compressed(
+                algorithm="gzip", level=plan.compression_level, **passed.compressed.seen().model_dump()
+            ),
+            encryption=self.key.described(),
+            artifact=artifact,
+            globals=Globals(name=globals_file, password_hashes=with_hashes, **roles.seen().model_dump()),
+            content=content,
+            recover=recovery_by_hand(backup, artifact.name, globals_file, facts),
+        )
+
+    @property
+    def id(self) -> BackupId:
+        return BackupId.of(self.order.database.name, self.snapshot.time)
+
+    def _name(self, kind: str) -> str:
+        return self.id.file(f"{kind}.gz" if self.key.mode == "off" else f"{kind}.gz.gpg")
+
+    def _dump(self, observer: Observer | None) -> tuple["_Passed", Content]:
+        """The one pass: pg_dump's blocks go to the fingerprint, and down to the artifact."""
+        plan = self.order.database.plan
+        meter = Meter(observer, expected=self.session.expected_dump_bytes())
+        fingerprint = Fingerprint()
+        with (
+            dumping(self.order.database.address, self.clients, plan, self.snapshot) as dump,
+            as_sql(fingerprint, self.clients, format=plan.format) as read_along,
+            self._artifact(self._name(EXTENSION[plan.format])) as passed,
+        ):
+            while block := dump.read():
+                passed.plain.write(block)
+                read_along.write(block)
+                meter.count(len(block))
+        return passed, fingerprint.finish()
+
+    def _roles(self) -> tuple[Hashing, bool]:
+        """The globals file as it was written, and whether password hashes are in it."""
+        address, hashes = self.order.database.address, self.session.may_read_password_hashes()
+        with (
+            dumping_roles(address, self.clients, hashes=hashes) as roles,
+            self._artifact(self._name("globals.sql")) as passed,
+        ):
+            while block := roles.read():
+                passed.plain.write(block)
+            passed.plain.write(properties_sql(address, self.session.properties_sql()))
+        return passed.encrypted, hashes
+
+    @contextmanager
+    def _artifact(self, name: str) -> Iterator["_Passed"]:
+        """What is written to `plain` in this block is in the file afterwards, compressed and encrypted."""
+        with _new_file(self.work / name) as file:
+            encrypted = Hashing(file)
+            with encrypting(encrypted, self.key, self.work) as gpg:
+                compressed = Hashing(gpg)
+                with compressing(compressed, self.order.database.plan.compression_level) as gzip:
+                    yield _Passed(Hashing(gzip), compressed, encrypted)
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """The stream as each stage sees it."""
+
+    plain: Hashing
+    compressed: Hashing
+    encrypted: Hashing
+
+
+class _File:
+    """A file that says in our words when there is no room for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._handle, view) :]
+        except OSError as error:
+            raise disk_error(f"writing {self._path}", error) from error
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[_File]:
+    file = _File(path)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _write(path: Path, text: str) -> None:
+    with _new_file(path) as file:
+        file.write(text.encode())
+
+
+def recovery_by_hand(backup: BackupId, artifact: str, globals_file: str, facts: DatabaseFacts) -> list[str]:
+    """Two lines for a shell that bring a backup back without us, on an empty server."""
+    name = shlex.quote(facts.dbname)
+    options = {"encoding": facts.encoding, "lc-collate": facts.collate, "lc-ctype": facts.ctype}
+    if facts.locale_provider != "libc" and facts.locale:
+        options |= {"locale-provider": facts.locale_provider, f"{facts.locale_provider}-locale": facts.locale}
+    chosen = " ".join(f"--{option}={shlex.quote(value)}" for option, value in options.items())
+    load = "psql -X -q -v ON_ERROR_STOP=1 --single-transaction"
+    if ".dump." in artifact:
+        load = "pg_restore --exit-on-error --single-transaction"
+    return [
+        f"sha256sum -c {backup}.{CHECKSUM} && createdb --template=template0 {chosen} {name}",
+        f"{_plain(globals_file)} | psql -X -q -d {name} && {_plain(artifact)} | {load} -d {name}",
+    ]
+
+
+def _plain(file: str) -> str:
+    return f"gpg -d {file} | gunzip" if file.endswith(".gpg") else f"gunzip -c {file}"

@@ -1,0 +1,67 @@
+"""PostgreSQL's client programs on this machine: where they are, and which to use against a server."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from backup_dag.core import process
+from backup_dag.core.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Clients:
+    """One installation's client programs, of one major version."""
+
+    bin_dir: Path
+    version: str
+
+    @property
+    def major(self) -> int:
+        return int(re.split(r"\D", self.version)[0])
+
+    def program(self, name: str) -> Path:
+        return self.bin_dir / name
+
+
+def find_clients(server_major: int, bin_dirs: tuple[Path, ...]) -> Clients:
+    """The client tools to use against a server: its own major version's, else the next newer; never older.
+
+    A newer pg_dump may write settings that an older server rejects, hence the preference; an older
+    one refuses the server. Looked for in `bin_dirs`, then PATH and Debian's /usr/lib/postgresql.
+
+    Raises:
+        ConfigurationError: none is new enough; names what was found.
+    """
+    found = installed_clients(bin_dirs)
+    fit = [clients for clients in found if clients.major >= server_major]
+    if not fit:
+        have = ", ".join(f"{clients.version} in {clients.bin_dir}" for clients in found) or "none at all"
+        raise ConfigurationError(
+            f"no pg_dump is new enough for a PostgreSQL {server_major} server (found: {have})",
+            hint=f"install postgresql-client-{server_major}, or set PG_BIN_DIR to where its pg_dump is",
+        )
+    return min(fit, key=lambda clients: clients.major)
+
+
+def installed_clients(bin_dirs: tuple[Path, ...]) -> list[Clients]:
+    """Every installation of pg_dump that we can find, in order of preference."""
+    path = [Path(part) for part in process.environment().get("PATH", "").split(":") if part]
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    found = []
+    for bin_dir in dict.fromkeys([*bin_dirs, *path, *debian]):
+        pg_dump = bin_dir / "pg_dump"
+        # Debian's /usr/bin/pg_dump is a wrapper that chooses a version by itself
+        if pg_dump.exists() and pg_dump.resolve().name != "pg_wrapper":
+            found.append(Clients(bin_dir, _version_of(pg_dump)))
+    return found
+
+
+def _version_of(pg_dump: Path) -> str:
+    try:
+        said = process.output([pg_dump, "--version"], env=process.environment())
+    except (OSError, process.ChildFailed) as error:
+        raise ConfigurationError(
+            f"asking {pg_dump} for its version failed: {error}", hint="mend or remove that installation"
+        ) from error
+    match = re.search(r"\) (\d+[\w.]*)", said)
+    return match.group(1) if match else "0"

@@ -1,0 +1,207 @@
+"""Which databases are backed up, and how: DATABASE_URL, and `backup.toml` for more.
+
+A `backup.toml` holds one table a database, and never a secret: a url is given by the *name* of the
+environment variable that holds it.
+
+    [databases.orders]
+    url_env = "ORDERS_DATABASE_URL"
+    exclude_table_data = ["public.sessions"]
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator
+
+from backup_dag.core.errors import ConfigurationError
+from backup_dag.core.postgres import Address
+from backup_dag.core.settings import CompressionLevel, Format, Settings, environment_value
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+_PASSED_ON = frozenset(
+    """--disable-dollar-quoting --disable-triggers --exclude-extension --exclude-table-and-children
+    --exclude-table-data-and-children --extension --extra-float-digits --include-foreign-data
+    --large-objects --load-via-partition-root --lock-wait-timeout --no-comments --no-large-objects
+    --no-owner --no-policies --no-privileges --no-publications --no-security-labels --no-statistics
+    --no-subscriptions --no-table-access-method --no-tablespaces --no-toast-compression
+    --no-unlogged-table-data --quote-all-identifiers --role --serializable-deferrable --statistics
+    --strict-names --table-and-children --use-set-session-authorization --with-statistics""".split()  # noqa: SIM905
+)
+"""pg_dump's options that leave the stream as we read it. Written out, since pg_dump takes abbreviations."""
+
+
+class Plan(BaseModel):
+    """How one database is dumped. Patterns are pg_dump's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    include_schemas: tuple[str, ...] = ()
+    exclude_schemas: tuple[str, ...] = ()
+    include_tables: tuple[str, ...] = ()
+    exclude_tables: tuple[str, ...] = ()
+    exclude_table_data: tuple[str, ...] = ()
+    format: Format = "sql"
+    compression_level: CompressionLevel = 2
+    pg_dump_options: tuple[str, ...] = ()
+
+    @field_validator("pg_dump_options")
+    @classmethod
+    def _leaves_our_options_alone(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            if option.split("=")[0] not in _PASSED_ON:
+                raise ValueError(
+                    f"{option.split('=')[0]!r} cannot be passed on: an entry is --name or --name=value,"
+                    f" the name one of {' '.join(sorted(_PASSED_ON))}"
+                )
+        return options
+
+    def options(self) -> list[str]:
+        """These choices in pg_dump's own words."""
+        chosen = {
+            "schema": self.include_schemas,
+            "exclude-schema": self.exclude_schemas,
+            "table": self.include_tables,
+            "exclude-table": self.exclude_tables,
+            "exclude-table-data": self.exclude_table_data,
+        }
+        named = [f"--{option}={pattern}" for option, patterns in chosen.items() for pattern in patterns]
+        return [*named, *self.pg_dump_options]
+
+
+class Database(BaseModel):
+    """One database to back up. `name` stands in asset keys and file names."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    url: SecretStr
+    plan: Plan
+
+    @property
+    def address(self) -> Address:
+        return Address.of(self.url.get_secret_value())
+
+
+class _Entry(Plan):
+    url_env: str
+
+
+def configured(settings: Settings, env_file: Path | None = Path(".env")) -> tuple[Database, ...]:
+    """Every configured database, in order: DATABASE_URL's first, then the file's.
+
+    Raises:
+        ConfigurationError: there is none, two share a name, a url is malformed, or the file is bad
+            (then the line and the key are named).
+    """
+    found = []
+    defaults: dict[str, Any] = {
+        "format": settings.backup_format,
+        "compression_level": settings.backup_compression_level,
+    }
+    if settings.database_url is not None:
+        url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
+        found.append(Database(name=_name_for(url), url=SecretStr(url), plan=Plan(**defaults)))
+    found += _from_file(settings.backup_config, defaults, env_file)
+    if not found:
+        raise ConfigurationError(
+            f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
+            hint="set DATABASE_URL=postgresql://user:password@host:5432/name in the environment or .env",
+        )
+    names = [database.name for database in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"two databases are called {name!r}",
+                hint=f"give one of them another name in {settings.backup_config} ([databases.NAME])",
+            )
+    return tuple(found)
+
+
+def choose(databases: Sequence[Database], name: str | None) -> Database:
+    """The database of that name, or the only one. Raises ConfigurationError, naming those there are."""
+    if name is None and len(databases) == 1:
+        return databases[0]
+    for database in databases:
+        if database.name == name:
+            return database
+    known = ", ".join(database.name for database in databases)
+    said = "several databases are configured" if name is None else f"no database is called {name!r}"
+    raise ConfigurationError(said, hint=f"choose one with --database: {known}")
+
+
+def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None) -> list[Database]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None
+    try:
+        tables = tomllib.loads(text).get("databases")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}", hint="mend that line") from None
+    if not isinstance(tables, dict):
+        raise ConfigurationError(f"{path} has no [databases.NAME] table", hint="add one for each database")
+    return [_one(path, text, name, table, defaults, env_file) for name, table in tables.items()]
+
+
+def _one(
+    path: Path, text: str, name: str, table: Any, defaults: dict[str, Any], env_file: Path | None
+) -> Database:
+    if not _NAME.fullmatch(name):
+        raise _bad_file(path, text, name, None, "a name is letters, digits, _ and -, at most 63 of them")
+    try:
+        entry = _Entry.model_validate({**defaults, **table} if isinstance(table, dict) else table)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0]) if fault["loc"] else None
+        raise _bad_file(path, text, name, key, fault["msg"]) from None
+    url = environment_value(entry.url_env, env_file)
+    if url is None:
+        raise _bad_file(path, text, name, "url_env", f"the environment variable {entry.url_env} is not set")
+    plan = Plan(**entry.model_dump(exclude={"url_env"}))
+    return Database(name=name, url=SecretStr(_checked_url(url, entry.url_env)), plan=plan)
+
+
+def _bad_file(path: Path, text: str, name: str, key: str | None, why: str) -> ConfigurationError:
+    place = f"databases.{name}" + (f".{key}" if key else "")
+    return ConfigurationError(
+        f"{path}, line {_line_of(text, name, key)}, {place}: {why}",
+        hint="mend that key; backup.toml.example shows every one",
+    )
+
+
+def _line_of(text: str, name: str, key: str | None) -> int:
+    """The line of a key in its table, or of the table's header where the key isn't there (counted from 1)."""
+    header = re.compile(rf"""\s*\[\s*databases\s*\.\s*["']?{re.escape(name)}["']?\s*\]""")
+    wanted = re.compile(rf"""\s*["']?{re.escape(key or "")}["']?\s*=""")
+    at = 1
+    inside = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header.match(line):
+            at, inside = number, True
+        elif inside and line.lstrip().startswith("["):
+            break
+        elif inside and key and wanted.match(line):
+            return number
+    return at
+
+
+def _checked_url(url: str, variable: str) -> str:
+    parts = Address.of(url, variable).parts
+    if "sslpassword" in parts:
+        raise ConfigurationError(
+            f"{variable} holds an sslpassword, which can only reach pg_dump on its command line",
+            hint="use a client key without a passphrase, readable by this user alone",
+        )
+    return url
+
+
+def _name_for(url: str) -> str:
+    """A database's name as a name of ours: what is not a letter, digit, _ or - becomes _."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", Address.of(url).dbname)[:63]
+    return name if _NAME.fullmatch(name) else f"db{name}"[:63]

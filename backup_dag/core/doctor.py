@@ -1,0 +1,238 @@
+"""Everything a backup needs, looked at before it is needed; each finding with what to do about it."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import log2
+from pathlib import Path
+from typing import Literal
+
+from backup_dag.core import process
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.clients import find_clients
+from backup_dag.core.databases import Database, configured
+from backup_dag.core.errors import BackupDagError, BackupNotFound, DatabaseError, DiskError
+from backup_dag.core.gpg import gpg_at
+from backup_dag.core.key import encryption_key
+from backup_dag.core.postgres import Session, connected
+from backup_dag.core.settings import Settings, load
+from backup_dag.core.store.local import LocalStore
+from backup_dag.core.work import work_directory
+
+_ENOUGH_BITS = 80
+_MOST_SECONDS_APART = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's. `exit_code` is 0 unless the verdict is fail."""
+
+    verdict: Literal["ok", "warn", "fail"]
+    what: str
+    found: str
+    advice: str = ""
+    exit_code: int = 0
+
+
+def ok(what: str, found: str) -> Finding:
+    return Finding("ok", what, found)
+
+
+def warn(what: str, found: str, advice: str) -> Finding:
+    return Finding("warn", what, found, advice)
+
+
+def examine() -> Iterator[Finding]:
+    """Looks at one thing after the other; what fails does not keep the rest from being looked at."""
+    try:
+        settings = load()
+        databases = configured(settings)
+    except BackupDagError as error:
+        yield _failed("settings", error)
+        return
+    yield ok("settings", f"{len(databases)} database(s): {', '.join(each.name for each in databases)}")
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("tools", _tools),
+        ("key", lambda: _key(settings)),
+        *((each.name, lambda each=each: _database(settings, each)) for each in databases),
+        ("disk", lambda: _disk(settings)),
+        ("stores", lambda: _stores(settings)),
+        ("time zone", lambda: _zone(settings)),
+        ("Dagster", _dagster),
+    ]
+    for what, look in looks:
+        try:
+            yield from look()
+        except BackupDagError as error:
+            yield _failed(what, error)
+
+
+def _failed(what: str, error: BackupDagError) -> Finding:
+    return Finding("fail", what, error.message, error.hint, error.exit_code)
+
+
+def _tools() -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as home, gpg_at(Path(home), []) as gpg:
+        yield ok("gpg", f"version {'.'.join(map(str, gpg.version))}")
+    if process.dies_with_us():
+        yield ok("setpriv", "children die with us, even when we are killed")
+    else:
+        yield warn("setpriv", "not found: a pg_dump could outlive us", "install util-linux")
+
+
+def _key(settings: Settings) -> Iterator[Finding]:
+    key = encryption_key(settings)
+    if key.mode == "off":
+        yield warn(
+            "key", "BACKUP_ENCRYPTION=off: backups are NOT encrypted", "set BACKUP_ENCRYPTION_KEY, and on"
+        )
+    elif key.mode == "recipients":
+        yield ok("key", f"encrypts to {', '.join(key.fingerprints)}; keep the secret key off this host")
+    else:
+        bits = _strength(key.passphrase or "")
+        advice = "openssl rand -base64 32 makes a good one; keep the old one for the old backups"
+        said = f"passphrase of fingerprint {key.fingerprints[0]}, at most {bits:.0f} bits"
+        yield ok("key", said) if bits >= _ENOUGH_BITS else warn("key", f"{said}: too weak", advice)
+
+
+def _strength(passphrase: str) -> float:
+    """An upper bound in bits: as if each character were drawn at random from those of its kinds."""
+    kinds = ((str.islower, 26), (str.isupper, 26), (str.isdigit, 10), (lambda c: not c.isalnum(), 32))
+    alphabet = sum(count for kind, count in kinds if any(kind(character) for character in passphrase))
+    return min(len(passphrase), 2 * len(set(passphrase))) * log2(alphabet or 1)
+
+
+def _database(settings: Settings, database: Database) -> Iterator[Finding]:
+    with connected(database.address) as session:
+        server = session.server()
+        kind = "standby" if server.standby else "primary"
+        yield ok(database.name, f"{database.address}: PostgreSQL {server.version}, {kind}")
+        clients = find_clients(session.server_major, settings.pg_bin_dir)
+        said = f"pg_dump {clients.version} in {clients.bin_dir}"
+        if clients.major == session.server_major:
+            yield ok(f"{database.name} client", said)
+        else:
+            advice = f"install postgresql-client-{session.server_major}: a newer dump may not load into this server"
+            yield warn(f"{database.name} client", said, advice)
+        yield _privileges(database, session)
+        yield _clock(database, session)
+
+
+def _privileges(database: Database, session: Session) -> Finding:
+    what = f"{database.name} privileges"
+    hidden = [row["name"] for row in session.rows(_HIDDEN_BY_ROW_SECURITY)]
+    unreadable = [row["name"] for row in session.rows(_UNREADABLE)]
+    if hidden or unreadable:
+        said = (
+            f"may not read {_some(unreadable)}"
+            if unreadable
+            else f"row security hides rows of {_some(hidden)}"
+        )
+        advice = (
+            "GRANT pg_read_all_data, or exclude them in backup.toml"
+            if unreadable
+            else "ALTER ROLE … BYPASSRLS"
+        )
+        return Finding("fail", what, said, advice, DatabaseError.exit_code)
+    if not session.may_read_password_hashes():
+        advice = "roles come back without passwords; note them elsewhere, or back up as a superuser"
+        return warn(what, "may read every table, but not the roles' password hashes", advice)
+    return ok(what, "may read every table, sequence and role")
+
+
+_OURS_TO_READ = """
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
+"""
+_HIDDEN_BY_ROW_SECURITY = f"""
+    SELECT c.oid::regclass::text AS name {_OURS_TO_READ} AND c.relrowsecurity AND row_security_active(c.oid) ORDER BY 1
+"""
+_UNREADABLE = f"""
+    SELECT c.oid::regclass::text AS name {_OURS_TO_READ}
+      AND (c.relkind IN ('r', 'p', 'm') AND NOT has_table_privilege(c.oid, 'SELECT')
+           OR c.relkind = 'S' AND NOT has_sequence_privilege(c.oid, 'SELECT')
+           OR NOT has_schema_privilege(n.oid, 'USAGE'))
+    ORDER BY 1
+"""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _clock(database: Database, session: Session) -> Finding:
+    apart = abs((datetime.now(UTC) - session.now()).total_seconds())
+    if apart > _MOST_SECONDS_APART:
+        said = f"this host's clock and the server's are {apart:.0f} s apart"
+        return warn(f"{database.name} clock", said, "run NTP on both: backups are named by the server's time")
+    return ok(f"{database.name} clock", "agrees with this host's")
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    with work_directory(settings.backup_dir) as work:
+        free = shutil.disk_usage(work).free
+    need = 0
+    for database in configured(settings):
+        try:
+            latest = Catalog([LocalStore(settings.backup_dir)]).latest(database.name)
+            need += latest.manifest.artifact.bytes
+        except BackupNotFound:
+            with connected(database.address) as session:
+                need += session.expected_dump_bytes() // 2
+    said = (
+        f"{free / 1e9:,.1f} GB free in {settings.backup_dir}, the next night needs about {need / 1e9:,.2f} GB"
+    )
+    if free < need:
+        yield Finding("fail", "disk", said, "make room, or move BACKUP_DIR", DiskError.exit_code)
+    elif free < 3 * need:
+        yield warn("disk", said, "that is less than three nights; make room")
+    else:
+        yield ok("disk", said)
+
+
+def _stores(settings: Settings) -> Iterator[Finding]:
+    for store in open_stores(settings):
+        began = time.monotonic()
+        try:
+            store.probe()
+        except BackupDagError as error:
+            yield _failed(f"{store.label} store", error)
+        else:
+            said = f"wrote, read and removed a file in {store.address()} in {time.monotonic() - began:.2f} s"
+            yield ok(f"{store.label} store", said)
+    if not settings.aws_s3_bucket:
+        yield warn(
+            "s3 store", "AWS_S3_BUCKET is not set: there is NO off-site copy", "set a bucket elsewhere"
+        )
+
+
+def _zone(settings: Settings) -> Iterator[Finding]:
+    now = datetime.now(settings.zone)
+    yield ok(
+        "time zone", f"{settings.backup_timezone}: the partition day is now {now.date()} (it is {now:%H:%M})"
+    )
+
+
+def _dagster() -> Iterator[Finding]:
+    """Asks Dagster itself, in a process of its own: this program does without it."""
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        advice = (
+            "set DAGSTER_HOME to the project's folder for schedules and history; the terminal does without"
+        )
+        yield warn("Dagster", "DAGSTER_HOME is not set: nothing runs at night from here", advice)
+        return
+    try:
+        process.output([sys.executable, "-m", "dagster", "instance", "info"], env=dict(os.environ))
+    except process.ChildFailed as failed:
+        last = failed.stderr.splitlines()[-1] if failed.stderr else str(failed)
+        yield Finding(
+            "fail", "Dagster", f"its instance in {home} cannot be opened: {last}", "see dagster.yaml", 3
+        )
+    else:
+        yield ok("Dagster", f"its instance in {home} opens")

@@ -1,0 +1,275 @@
+"""What one backup is: its names, and the document that says everything about it but its content.
+
+A manifest is written last and removed first, so it exists exactly when its backup is whole. It is
+not encrypted: it holds names, sizes and digests, and never a row, a key or a password.
+docs/format.md describes it for readers without this code.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backup_dag.core.errors import ConfigurationError, IntegrityError
+
+SCHEMA_VERSION = 1
+Reason = Literal["scheduled", "manual", "late", "pre_restore", "drill"]
+
+_ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_-]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
+_STAMP = "%Y%m%d_%H%M%S"
+
+
+@dataclass(frozen=True, order=True)
+class BackupId:
+    """The stem that all files of a backup share. Sorts by database, then by snapshot time."""
+
+    database: str
+    stamp: str
+
+    @classmethod
+    def of(cls, database: str, snapshot_time: datetime) -> "BackupId":
+        return cls(database, snapshot_time.astimezone(UTC).strftime(_STAMP))
+
+    @classmethod
+    def parse(cls, text: str) -> "BackupId | None":
+        """None for anything that is not the id of a backup of ours, an impossible date included."""
+        match = _ID.fullmatch(text)
+        if match is None:
+            return None
+        found = cls(match["database"], match["stamp"])
+        try:
+            found.time  # noqa: B018
+        except ValueError:
+            return None
+        return found
+
+    @property
+    def time(self) -> datetime:
+        """The snapshot's time to the second, in UTC."""
+        return datetime.strptime(self.stamp, _STAMP).replace(tzinfo=UTC)
+
+    def __str__(self) -> str:
+        return f"backup_{self.database}_{self.stamp}"
+
+    def file(self, ending: str) -> str:
+        return f"{self}.{ending}"
+
+
+MANIFEST, CHECKSUM, VERIFICATION = "json", "sha256", "verify.json"
+"""The endings of the files beside an artifact."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Bytes(_Document):
+    """A stream that passed a stage: how many bytes, and their SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+class File(Bytes):
+    name: str
+
+
+class Globals(File):
+    """Roles, and the database's settings. `password_hashes`: whether we were allowed to read them."""
+
+    password_hashes: bool
+
+
+class Table(_Document):
+    """`sha256` is that of the COPY body, in the order in which the rows came."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class LargeObjects(_Document):
+    count: int
+    sha256: str
+
+
+class Content(_Document):
+    """The fingerprint of a dump. Tables and sequences are named as the dump quotes them.
+
+    A sequence's value is "last_value is_called". `sha256` is one digest over all the others: equal
+    content, equal digest, whenever and wherever it was dumped with the same options.
+    """
+
+    tables: dict[str, Table]
+    sequences: dict[str, str]
+    large_objects: LargeObjects
+    schema_sha256: str
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables.values())
+
+
+class Setting(_Document):
+    """ALTER DATABASE (or ALTER ROLE … IN DATABASE) … SET. `value` None: withheld, see globals."""
+
+    role: str | None
+    name: str
+    value: str | None
+
+    def withheld(self) -> "Setting":
+        """Without its value where it is an application's own, which is where secrets are kept."""
+        return self.model_copy(update={"value": None}) if "." in self.name else self
+
+
+class Server(_Document):
+    version: str
+    standby: bool
+    system_identifier: str | None
+
+
+class DatabaseFacts(_Document):
+    """The database itself, as CREATE DATABASE, ALTER DATABASE and GRANT would say it."""
+
+    dbname: str
+    owner: str
+    encoding: str
+    collate: str
+    ctype: str
+    locale_provider: str
+    locale: str | None
+    connection_limit: int
+    grants: list[str] | None
+    comment: str | None
+    settings: list[Setting]
+    extensions: dict[str, str]
+    bytes: int
+
+
+class Dumped(Bytes):
+    """The plain dump: never on a disk, but its size and digest are known."""
+
+    format: Literal["sql", "custom"]
+    client_version: str
+    options: list[str]
+
+
+class Compressed(Bytes):
+    algorithm: Literal["gzip"]
+    level: int
+
+
+class Encryption(_Document):
+    """`mode` off, symmetric (`key_fingerprint` of the passphrase) or recipients (those of the keys)."""
+
+    mode: Literal["off", "symmetric", "recipients"]
+    cipher: Literal["AES256"] | None
+    key_fingerprints: list[str]
+
+
+class Manifest(_Document):
+    """One backup. Times are UTC, sizes bytes, durations seconds."""
+
+    schema_version: int
+    backup: str
+    database: str
+    partition_day: date
+    reason: Reason
+    snapshot_time: datetime
+    started: datetime
+    finished: datetime
+    seconds: float
+    made_by: str
+    server: Server
+    source: DatabaseFacts
+    dump: Dumped
+    compressed: Compressed
+    encryption: Encryption
+    artifact: File
+    globals: Globals
+    content: Content
+    recover: list[str]
+
+    @property
+    def id(self) -> BackupId:
+        return BackupId(self.database, self.backup.removeprefix(f"backup_{self.database}_"))
+
+    @property
+    def files(self) -> list[File]:
+        """The files that hold the data, without those that describe them."""
+        return [self.artifact, self.globals]
+
+    @property
+    def names(self) -> list[str]:
+        """Every file of the backup in the order of writing: the manifest last. Remove in reverse."""
+        ids = self.id
+        return [*(file.name for file in self.files), ids.file(CHECKSUM), ids.file(MANIFEST)]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+
+Level = Literal["checksum", "content"]
+
+
+class Check(_Document):
+    """What one verification of one copy found. `faults` is empty where all is well."""
+
+    level: Level
+    time: datetime
+    seconds: float
+    made_by: str
+    faults: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return not self.faults
+
+
+class Verification(_Document):
+    """The last check of each level of the copy that it lies beside."""
+
+    schema_version: int = SCHEMA_VERSION
+    backup: str
+    checks: dict[Level, Check] = {}
+
+    def with_check(self, check: Check) -> "Verification":
+        return self.model_copy(update={"checks": {**self.checks, check.level: check}})
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_manifest(text: bytes, name: str) -> Manifest:
+    """Parses a manifest, and holds it to the name it was found under.
+
+    Raises:
+        IntegrityError: not JSON, a field is missing or malformed, or it is another backup's.
+        ConfigurationError: written by a newer version than this one.
+    """
+    try:
+        version = json.loads(text).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"{name} has schema version {version}, this program reads up to {SCHEMA_VERSION}",
+                hint="read it with the version of backup-dag that wrote it, or a newer one",
+            )
+        manifest = Manifest.model_validate_json(text)
+        named_well = BackupId.parse(manifest.backup) is not None and name == f"{manifest.backup}.{MANIFEST}"
+        plain_names = all(
+            file.name.startswith(f"{manifest.backup}.") and "/" not in file.name for file in manifest.files
+        )
+    except (ValueError, ValidationError, AttributeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{name} is not a manifest: {next(iter(str(error).splitlines()), '')}",
+            hint="compare it with the other store's copy; the artifact beside it can still be read by hand",
+        ) from None
+    if not (named_well and plain_names):
+        raise IntegrityError(
+            f"{name} describes another backup ({manifest.backup})", hint="see who renamed or wrote it"
+        )
+    return manifest

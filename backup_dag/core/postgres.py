@@ -1,0 +1,284 @@
+"""The source server: where it is, a session on it, and the facts that a restore will need.
+
+The only room that knows psycopg. A password reaches a child through its environment, never argv.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
+
+from backup_dag.core import process
+from backup_dag.core.errors import ConfigurationError, DatabaseError, DatabaseUnreachable, GuardRefused
+from backup_dag.core.manifest import DatabaseFacts, Server, Setting
+
+_LOCK = (0x6261636B, 0x64616721)
+"""The advisory lock's key. Such locks belong to one database, so one key serves them all."""
+
+_CONNECT_SECONDS = 10
+
+_QUOTED_LISTS = {
+    "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
+    "temp_tablespaces", "unix_socket_directories",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a database is. Shown and passed on without its password."""
+
+    parts: dict[str, Any]
+
+    @classmethod
+    def of(cls, url: str, variable: str = "DATABASE_URL") -> "Address":
+        """Raises ConfigurationError, naming the variable that held the url and not the url."""
+        try:
+            parts = conninfo_to_dict(url)
+        except psycopg.ProgrammingError:
+            parts = {}
+        if not parts.get("dbname"):
+            raise ConfigurationError(
+                f"{variable} is not a PostgreSQL address that names a database",
+                hint="write it as postgresql://user:password@host:5432/name"
+                " (a password's special characters percent-encoded)",
+            )
+        return cls(parts)
+
+    def __str__(self) -> str:
+        where = self.parts.get("host") or self.parts.get("hostaddr") or "local socket"
+        port = f":{self.parts['port']}" if "port" in self.parts else ""
+        return f"{self.parts.get('dbname')} on {where}{port}"
+
+    __repr__ = __str__
+
+    @property
+    def dbname(self) -> str:
+        return str(self.parts["dbname"])
+
+    def for_argv(self, **changed: str) -> str:
+        """A connection string without the password, fit for a command line."""
+        open_parts = {name: value for name, value in self.parts.items() if name != "password"}
+        return make_conninfo(**{"application_name": "backup-dag", **open_parts, **changed})
+
+    def environment(self) -> dict[str, str]:
+        """A child's environment, with the password where there is one."""
+        password = self.parts.get("password")
+        return process.environment({"PGPASSWORD": str(password)} if password else {})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of the database that pg_dump is told to dump. `time` is the server's clock, in UTC."""
+
+    name: str
+    time: datetime
+
+
+class Session:
+    """A connection to one database, for facts about it and for the snapshot that is dumped."""
+
+    def __init__(self, connection: psycopg.Connection[dict[str, Any]], address: Address) -> None:
+        self._connection, self.address = connection, address
+
+    def row(self, query: str) -> dict[str, Any]:
+        """The first row. Raises DatabaseError."""
+        rows = self.rows(query)
+        return rows[0]
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        try:
+            return self._connection.execute(query.encode()).fetchall()
+        except psycopg.Error as error:
+            raise DatabaseError(
+                f"asking {self.address} failed: {_first_line(error)}",
+                hint="see that the server is up and that this role may read the catalogs",
+            ) from error
+
+    @property
+    def server_major(self) -> int:
+        return self._connection.info.server_version // 10_000
+
+    def now(self) -> datetime:
+        """The server's clock, in UTC."""
+        time: datetime = self.row("SELECT clock_timestamp() AS time")["time"]
+        return time.astimezone(UTC)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds this database's backup lock. Raises GuardRefused where another backup holds it."""
+        key = f"({_LOCK[0]}, {_LOCK[1]})"
+        if not self.row(f"SELECT pg_try_advisory_lock{key} AS got")["got"]:
+            raise GuardRefused(
+                f"another backup of {self.address} is running{self._lock_holder()}",
+                hint="wait for it to end; one at a time is enough, on all hosts together",
+            )
+        try:
+            yield
+        finally:
+            if not self._connection.broken:
+                self.row(f"SELECT pg_advisory_unlock{key} AS released")
+
+    def _lock_holder(self) -> str:
+        holders = self.rows(
+            f"""
+            SELECT a.pid, coalesce(a.client_addr::text, 'a local socket') AS client,
+                   to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') AS since
+            FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+            WHERE l.locktype = 'advisory' AND l.granted AND l.classid = {_LOCK[0]} AND l.objid = {_LOCK[1]}
+              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            """
+        )
+        said = (f"server process {h['pid']} from {h['client']}, since {h['since']} UTC" for h in holders)
+        return "".join(f" ({holder})" for holder in said)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """A snapshot that others may take up while the block runs."""
+        for timeout in ("idle_in_transaction_session_timeout", "statement_timeout"):
+            self.row(f"SELECT set_config('{timeout}', '0', false)")
+        with self._connection.transaction():
+            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
+            yield Snapshot(taken["name"], taken["time"])
+
+    def server(self) -> Server:
+        said = self.row("SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby")
+        return Server(**said, system_identifier=self._system_identifier())
+
+    def _system_identifier(self) -> str | None:
+        """None where this role may not ask (some hosted servers)."""
+        allowed = "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'execute') AS allowed"
+        if not self.row(allowed)["allowed"]:
+            return None
+        return str(self.row("SELECT system_identifier AS id FROM pg_control_system()")["id"])
+
+    def facts(self) -> DatabaseFacts:
+        """What pg_dump without --create leaves out, and what a restore must bring back."""
+        # to_jsonb, since the columns of pg_database change from version to version
+        row = self.row(
+            """
+            SELECT to_jsonb(d) AS d, pg_get_userbyid(d.datdba) AS owner, pg_database_size(d.oid) AS bytes,
+                   pg_encoding_to_char(d.encoding) AS encoding,
+                   shobj_description(d.oid, 'pg_database') AS comment
+            FROM pg_database d WHERE d.datname = current_database()
+            """
+        )
+        known = row["d"]
+        return DatabaseFacts(
+            dbname=self.address.dbname,
+            owner=row["owner"],
+            encoding=row["encoding"],
+            collate=known["datcollate"],
+            ctype=known["datctype"],
+            locale_provider={"i": "icu", "b": "builtin"}.get(known.get("datlocprovider", "c"), "libc"),
+            locale=known.get("datlocale") or known.get("daticulocale"),
+            connection_limit=known["datconnlimit"],
+            grants=known["datacl"],
+            comment=row["comment"],
+            settings=[setting.withheld() for setting in self.settings()],
+            extensions={
+                e["extname"]: e["extversion"] for e in self.rows("SELECT * FROM pg_extension ORDER BY 1")
+            },
+            bytes=row["bytes"],
+        )
+
+    def settings(self) -> list[Setting]:
+        """ALTER DATABASE … SET and ALTER ROLE … IN DATABASE … SET, values included."""
+        rows = self.rows(
+            """
+            SELECT r.rolname AS role, split_part(s, '=', 1) AS name, substr(s, strpos(s, '=') + 1) AS value
+            FROM pg_db_role_setting d LEFT JOIN pg_roles r ON r.oid = d.setrole, unnest(d.setconfig) s
+            WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+            ORDER BY 1, 2
+            """
+        )
+        return [Setting(**row) for row in rows]
+
+    def properties_sql(self) -> list[str]:
+        """The statements that give a database of that name its owner, limit, comment, grants and settings."""
+        rows = self.rows(
+            """
+            WITH d AS (SELECT *, shobj_description(oid, 'pg_database') AS comment FROM pg_database
+                       WHERE datname = current_database())
+            SELECT 1 AS turn,
+                   format('ALTER DATABASE %I OWNER TO %I', datname, pg_get_userbyid(datdba)) AS said
+            FROM d UNION ALL
+            SELECT 2, format('ALTER DATABASE %I CONNECTION LIMIT %s', datname, datconnlimit)
+            FROM d UNION ALL
+            SELECT 3, format('COMMENT ON DATABASE %I IS %L', datname, comment)
+            FROM d WHERE comment <> '' UNION ALL
+            SELECT 4, format('REVOKE ALL ON DATABASE %I FROM PUBLIC', datname)
+            FROM d WHERE datacl <> '{}' UNION ALL
+            SELECT 5, format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, datname,
+                             CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                                            ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+                             CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+            FROM d, aclexplode(datacl) a ORDER BY 1, 2
+            """
+        )
+        return [row["said"] for row in rows] + [self._setting_sql(setting) for setting in self.settings()]
+
+    def _setting_sql(self, setting: Setting) -> str:
+        database = quoted(self.address.dbname)
+        whose = (
+            f"ROLE {quoted(setting.role)} IN DATABASE {database}" if setting.role else f"DATABASE {database}"
+        )
+        value = setting.value or ""
+        # these hold lists that are stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)
+        listed = value.replace('""', "''") if setting.name in _QUOTED_LISTS and value else literal(value)
+        name = ".".join(quoted(part) for part in setting.name.split("."))
+        return f"ALTER {whose} SET {name} TO {listed}"
+
+    def may_read_password_hashes(self) -> bool:
+        return bool(self.row("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT') AS may")["may"])
+
+    def expected_dump_bytes(self) -> int:
+        """A guess at the plain dump's size: the tables and large objects on disk, without indexes."""
+        row = self.row(
+            """
+            SELECT coalesce(sum(pg_table_size(c.oid)), 0) AS bytes FROM pg_class c
+            WHERE c.relkind IN ('r', 'm') AND c.relnamespace <> 'information_schema'::regnamespace
+              AND (c.relnamespace <> 'pg_catalog'::regnamespace OR c.relname = 'pg_largeobject')
+            """
+        )
+        return int(row["bytes"])
+
+
+@contextmanager
+def connected(address: Address) -> Iterator[Session]:
+    """A session in autocommit mode, closed whatever happens. Raises DatabaseUnreachable."""
+    try:
+        connection = psycopg.connect(
+            address.for_argv(connect_timeout=str(address.parts.get("connect_timeout", _CONNECT_SECONDS))),
+            password=address.parts.get("password"),
+            autocommit=True,
+            row_factory=dict_row,
+        )
+    except psycopg.Error as error:
+        raise DatabaseUnreachable(
+            f"connecting to {address} failed: {_first_line(error)}",
+            hint="check that the server runs and is reachable from here, and the user, password and"
+            " database name in its url",
+        ) from error
+    with connection:
+        yield Session(connection, address)
+
+
+def quoted(identifier: str) -> str:
+    """An identifier as SQL text, quoted."""
+    return sql.Identifier(identifier).as_string()
+
+
+def literal(value: str) -> str:
+    """A string as an SQL literal."""
+    return sql.Literal(value).as_string()
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

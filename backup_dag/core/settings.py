@@ -1,0 +1,154 @@
+"""The environment, or a `.env` file, as typed and frozen settings.
+
+Names are those that users of such tools know; ours begin with BACKUP_. Secrets are `SecretStr`:
+they show as stars in every repr, log and error. `.env.example` documents each of these.
+"""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backup_dag.core.errors import ConfigurationError
+
+Format = Literal["sql", "custom"]
+CompressionLevel = Annotated[int, Field(ge=0, le=9)]
+
+
+class Settings(BaseSettings):
+    """Every setting but those of single databases, which `databases.py` reads."""
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = None
+    backup_config: Path = Path("backup.toml")
+    backup_dir: Path = Path("backups")
+    pg_bin_dir: Annotated[tuple[Path, ...], NoDecode] = ()
+
+    backup_encryption: Literal["on", "off"] = "on"
+    backup_encryption_key: SecretStr | None = None
+    backup_encryption_key_file: Path | None = None
+    backup_gpg_recipients: Annotated[tuple[str, ...], NoDecode] = ()
+    backup_gpg_home: Path | None = None
+
+    backup_format: Format = "sql"
+    backup_compression_level: CompressionLevel = 2
+    backup_timezone: str = "UTC"
+    backup_start_date: date = date(2026, 1, 1)
+    backup_owner: str = "team:backup"
+
+    aws_s3_bucket: str | None = None
+    aws_default_region: str | None = None
+    aws_endpoint_url_s3: str | None = None
+    backup_s3_prefix: str = ""
+    backup_s3_sse: Literal["AES256", "aws:kms"] | None = None
+    backup_s3_sse_kms_key_id: str | None = None
+    backup_s3_storage_class: str | None = None
+    backup_s3_object_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
+    backup_s3_object_lock_days: Annotated[int, Field(ge=1, le=36500)] | None = None
+
+    @field_validator("backup_gpg_recipients", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("pg_bin_dir", mode="before")
+    @classmethod
+    def _split_at_colons(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("backup_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("not a time zone name such as Europe/Berlin") from error
+        return value
+
+    @field_validator("backup_s3_prefix")
+    @classmethod
+    def _ends_in_a_slash(cls, value: str) -> str:
+        prefix = value.strip("/")
+        return f"{prefix}/" if prefix else ""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Where days begin and end: partition days are days in this zone."""
+        return ZoneInfo(self.backup_timezone)
+
+    def passphrase(self) -> str | None:
+        """The symmetric passphrase, from BACKUP_ENCRYPTION_KEY or the first line of …_KEY_FILE.
+
+        Raises:
+            ConfigurationError: both are set, the file cannot be read, or its first line is empty.
+        """
+        if self.backup_encryption_key_file is None:
+            return self.backup_encryption_key.get_secret_value() if self.backup_encryption_key else None
+        if self.backup_encryption_key is not None:
+            raise ConfigurationError(
+                "BACKUP_ENCRYPTION_KEY and BACKUP_ENCRYPTION_KEY_FILE are both set",
+                hint="keep one of them; two keys that may differ are no key",
+            )
+        return _first_line(self.backup_encryption_key_file)
+
+
+def load(env_file: Path | None = Path(".env")) -> Settings:
+    """Settings from the environment, else from `env_file`.
+
+    Names beginning with AWS_ that stand in the file alone are put into this process's environment:
+    boto3 knows more of them than we do, and reads them there.
+
+    Raises:
+        ConfigurationError: names each setting that is malformed, never its value.
+    """
+    for name, value in _file_values(env_file).items():
+        if name.startswith("AWS_") and value:
+            os.environ.setdefault(name, value)
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigurationError(
+            f"reading the settings failed: {faults}",
+            hint="mend it in the environment or in .env; .env.example describes each setting",
+        ) from None
+
+
+def environment_value(name: str, env_file: Path | None = Path(".env")) -> str | None:
+    """One variable by name, from the environment, else from `env_file`. None where it is empty."""
+    return os.environ.get(name) or _file_values(env_file).get(name) or None
+
+
+def _file_values(env_file: Path | None) -> dict[str, str | None]:
+    return dotenv_values(env_file) if env_file else {}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"reading the passphrase from BACKUP_ENCRYPTION_KEY_FILE ({path}) failed: {error}",
+            hint="give the path of a file that this user may read, the passphrase on its first line",
+        ) from None
+    if not line:
+        raise ConfigurationError(
+            f"the first line of BACKUP_ENCRYPTION_KEY_FILE ({path}) is empty",
+            hint="write the passphrase on the first line",
+        )
+    return line

@@ -1,0 +1,124 @@
+"""The dump: pg_dump as a stream to read, and pg_dumpall for the roles it refers to."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from backup_dag.core import process
+from backup_dag.core.clients import Clients
+from backup_dag.core.databases import Plan
+from backup_dag.core.errors import BackupDagError, DatabaseError, IntegrityError
+from backup_dag.core.postgres import Address, Snapshot, literal
+from backup_dag.core.stream import Writer
+
+EXTENSION = {"sql": "sql", "custom": "dump"}
+"""What a format is called in the name of an artifact."""
+
+
+@contextmanager
+def dumping(address: Address, clients: Clients, plan: Plan, snapshot: Snapshot) -> Iterator[process.Child]:
+    """pg_dump of one snapshot, to be read to its end; end-of-file comes only after its exit status 0.
+
+    Row security is off, as pg_dump has it: a role from which rows are hidden gets an error, never a
+    dump without them.
+
+    Raises:
+        DatabaseError: pg_dump exited otherwise; its last words are in the message.
+    """
+    argv: process.Argv = [
+        clients.program("pg_dump"),
+        f"--dbname={address.for_argv()}",
+        f"--snapshot={snapshot.name}",
+        f"--format={'plain' if plan.format == 'sql' else 'custom'}",
+        "--compress=0",
+        "--no-password",
+        *plan.options(),
+    ]
+    try:
+        with process.running(argv, env=address.environment()) as child:
+            yield child
+    except process.ChildFailed as failed:
+        raise _failure("dumping", address, failed) from failed
+
+
+@contextmanager
+def dumping_roles(address: Address, clients: Clients, *, hashes: bool) -> Iterator[process.Child]:
+    """pg_dumpall --roles-only as a stream, with password hashes or without. Raises DatabaseError."""
+    argv: process.Argv = [
+        clients.program("pg_dumpall"),
+        f"--dbname={address.for_argv()}",
+        f"--database={address.dbname}",
+        "--roles-only",
+        "--no-password",
+        *([] if hashes else ["--no-role-passwords"]),
+    ]
+    try:
+        with process.running(argv, env=address.environment()) as child:
+            yield child
+    except process.ChildFailed as failed:
+        raise _failure("dumping the roles of", address, failed) from failed
+
+
+@contextmanager
+def as_sql(sink: Writer, clients: Clients, *, format: str) -> Iterator[Writer]:
+    """A writer that takes a dump of either format and pushes its SQL text to `sink`.
+
+    A custom archive is turned into text by pg_restore, so that both formats have one fingerprint.
+
+    Raises:
+        IntegrityError: pg_restore could not read the archive.
+    """
+    if format == "sql":
+        yield sink
+        return
+    argv: process.Argv = [clients.program("pg_restore"), "--format=custom", "--file=-"]
+    with (
+        ThreadPoolExecutor(1) as thread,
+        process.running(argv, env=process.environment(), stdin=subprocess.PIPE) as child,
+    ):
+        copied = thread.submit(_copy, child, sink)
+        try:
+            yield child
+            child.end_input()
+            copied.result()
+        except (process.ChildFailed, BrokenPipeError) as failed:
+            raise IntegrityError(
+                f"reading the custom archive failed: {failed}", hint="use another copy, or another backup"
+            ) from failed
+
+
+def _copy(child: process.Child, sink: Writer) -> None:
+    while block := child.read():
+        sink.write(block)
+
+
+def properties_sql(address: Address, statements: Sequence[str]) -> bytes:
+    """What psql runs to give an existing database its owner, settings and grants back.
+
+    Where no such database exists, nothing is run: roles can be restored on their own.
+    """
+    guarded = "".join(
+        f"SELECT {literal(statement)} WHERE EXISTS (SELECT FROM pg_database"
+        f" WHERE datname = {literal(address.dbname)})\n\\gexec\n"
+        for statement in statements
+    )
+    return f"\n-- Properties of the database itself\n{guarded}".encode()
+
+
+def _failure(doing: str, address: Address, failed: process.ChildFailed) -> BackupDagError:
+    if failed.status < 0:
+        return BackupDagError(
+            f"{doing} {address} failed: {failed}",
+            hint="see who killed it (out of memory? journalctl -k), then run the backup again",
+        )
+    hints = {
+        "permission denied": "grant this role pg_read_all_data, or exclude the table by name in backup.toml",
+        "row-level security": "give this role BYPASSRLS: rows that it may not see would be missing",
+        "server version mismatch": "install a client as new as the server, and see backup-dag doctor",
+    }
+    hint = next((advice for said, advice in hints.items() if said in failed.stderr), "")
+    return DatabaseError(
+        f"{doing} {address} failed: {failed}",
+        hint=hint or "see the server's log, and backup-dag doctor for what this role may do",
+    )

@@ -1,0 +1,127 @@
+"""A folder on this machine: BACKUP_DIR."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EEXIST
+from pathlib import Path
+
+from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError
+from backup_dag.core.manifest import Bytes
+from backup_dag.core.store.base import Listed, Stored
+from backup_dag.core.stream import BLOCK, Observer, Writer
+
+
+class LocalStore:
+    """Files of mode 0600 in a folder of mode 0700. Hidden files and folders are not part of it."""
+
+    label = "local"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def address(self, name: str = "") -> str:
+        return str(self.folder / name) if name else str(self.folder)
+
+    def list(self, beginning: str = "") -> Iterator[Listed]:
+        try:
+            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.name.startswith(beginning) and not entry.name.startswith(".") and entry.is_file():
+                yield Listed(entry.name, entry.stat().st_size)
+
+    def put(self, source: Path, name: str, expected: Bytes, observer: Observer | None = None) -> Stored:
+        """Moves a file of the same file system into place: durable first, then named, never over another."""
+        target = self.folder / name
+        with self._explained("writing", name):
+            _sync(source)
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno == EEXIST:
+                    return self._already_there(target, expected)
+                if target.exists():
+                    raise
+                source.rename(target)  # a file system without hard links
+            else:
+                source.unlink()
+            _sync(self.folder)
+        return Stored(str(target))
+
+    def _already_there(self, target: Path, expected: Bytes) -> Stored:
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != expected.sha256:
+            raise IntegrityError(
+                f"{target} exists already, with other content; it was left as it is",
+                hint="see what wrote it, and move it away",
+            )
+        return Stored(str(target), new=False)
+
+    def put_note(self, name: str, text: str) -> None:
+        with self._explained("writing", name):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".note-", delete=False) as file:
+                file.write(text)
+            _sync(Path(file.name))
+            Path(file.name).replace(self.folder / name)
+            _sync(self.folder)
+
+    def fetch(self, name: str, sink: Writer) -> None:
+        for block in self._blocks(name):
+            sink.write(block)
+
+    def read(self, name: str) -> bytes:
+        return b"".join(self._blocks(name))
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        path = self.folder / name
+        if not path.is_file():
+            raise BackupNotFound(f"there is no {path}", hint="backup-dag list shows what there is")
+        with self._explained("reading", name), path.open("rb", buffering=0) as file:
+            while block := file.read(BLOCK):
+                yield block
+
+    def remove(self, name: str) -> None:
+        with self._explained("removing", name):
+            (self.folder / name).unlink(missing_ok=True)
+            _sync(self.folder)
+
+    def probe(self) -> None:
+        name, text = f".probe-{os.getpid()}", "write, read, remove"
+        self.put_note(name, text)
+        try:
+            if self.read(name) != text.encode():
+                raise DiskError(
+                    f"{self.folder} gave back other bytes than were written", hint="check the disk"
+                )
+        finally:
+            self.remove(name)
+
+    @contextmanager
+    def _explained(self, doing: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise disk_error(f"{doing} {self.folder / name}", error) from error
+
+
+def disk_error(doing: str, error: OSError) -> DiskError:
+    """An operating system's refusal in our words."""
+    return DiskError(
+        f"{doing} failed: {error.strerror or error}",
+        hint="look at free space (df -h), the folder's owner and mode, and the disk's health",
+    )
+
+
+def _sync(path: Path) -> None:
+    """Returns once a file's bytes, or a folder's names, would survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

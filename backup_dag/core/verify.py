@@ -1,0 +1,136 @@
+"""Is this copy of a backup what it was? By its checksum, or by reading its content to the end.
+
+The result is recorded beside the copy, good or bad; the artifact is never touched.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from backup_dag.core.catalog import Copy, verification
+from backup_dag.core.clients import find_clients
+from backup_dag.core.errors import BackupNotFound, IntegrityError
+from backup_dag.core.key import Key, decryption_key
+from backup_dag.core.manifest import (
+    CHECKSUM,
+    VERIFICATION,
+    Check,
+    File,
+    Level,
+    Manifest,
+    Verification,
+)
+from backup_dag.core.settings import Settings
+from backup_dag.core.stages.checksum import checksum_file, compare
+from backup_dag.core.stages.compression import decompressing
+from backup_dag.core.stages.dump import as_sql
+from backup_dag.core.stages.encryption import decrypting
+from backup_dag.core.stages.fingerprint import Fingerprint, differences
+from backup_dag.core.store.base import Store
+from backup_dag.core.stream import Hashing, Meter, Observer, Writer
+from backup_dag.core.work import work_directory
+
+
+def verify(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
+    """Checks one copy, and records what was found beside it.
+
+    `checksum` needs no key: every file of the backup against the manifest. `content` also decrypts,
+    decompresses and reads the dump to its last line, and compares every digest.
+
+    Raises:
+        ConfigurationError, StoreUnreachable and the like: the check could not be made. Nothing is
+            recorded then, since nothing is known.
+    """
+    if copy.manifest is None:
+        raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
+    began = time.monotonic()
+    faults = [copy.fault] if copy.fault else _faults(settings, copy.store, copy.manifest, level, observer)
+    check = Check(
+        level=level,
+        time=datetime.now(UTC),
+        seconds=round(time.monotonic() - began, 3),
+        made_by=f"backup-dag {version('backup-dag')}",
+        faults=faults,
+    )
+    _record(copy.store, copy.manifest, check)
+    return check
+
+
+def _faults(
+    settings: Settings, store: Store, manifest: Manifest, level: Level, observer: Observer | None
+) -> list[str]:
+    try:
+        _check_listed(store, manifest)
+        if level == "checksum":
+            for file in manifest.files:
+                _check_bytes(store, file, observer)
+        else:
+            return _content_faults(settings, store, manifest, observer)
+    except (BackupNotFound, IntegrityError) as error:
+        return [error.message]
+    return []
+
+
+def _check_listed(store: Store, manifest: Manifest) -> None:
+    """The `.sha256` file must say what the manifest says: someone may have only that one day."""
+    name = manifest.id.file(CHECKSUM)
+    if store.read(name) != checksum_file(manifest.files).encode():
+        raise IntegrityError(f"{store.address(name)} does not say what the manifest says")
+
+
+def _check_bytes(store: Store, file: File, observer: Observer | None) -> None:
+    found = Hashing(Meter(observer, expected=file.bytes))
+    store.fetch(file.name, found)
+    compare(store.address(file.name), file, found.seen())
+
+
+def _content_faults(
+    settings: Settings, store: Store, manifest: Manifest, observer: Observer | None
+) -> list[str]:
+    """Reads artifact and globals to their ends; in words, where they are not what was promised."""
+    key, fingerprint = decryption_key(settings, manifest.encryption), Fingerprint()
+    with work_directory(settings.backup_dir) as work:
+        with _dump_text(settings, manifest, fingerprint) as text:
+            plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=text))
+            compressed, encrypted = _read_back(store, manifest.artifact, plain, key, work)
+        roles = Hashing()
+        _, globals_file = _read_back(store, manifest.globals, roles, key, work)
+    address = store.address(manifest.artifact.name)
+    compare(address, manifest.artifact, encrypted.seen())
+    compare(store.address(manifest.globals.name), manifest.globals, globals_file.seen())
+    compare(f"the gzip stream in {address}", manifest.compressed, compressed.seen())
+    compare(f"the dump in {address}", manifest.dump, plain.seen())
+    return differences(manifest.content, fingerprint.finish())
+
+
+def _read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> tuple[Hashing, Hashing]:
+    """Fetches, decrypts and decompresses into `plain`; the gzip and the encrypted stream as seen."""
+    with decompressing(plain) as gunzip:
+        compressed = Hashing(gunzip)
+        with decrypting(compressed, key, work) as gpg:
+            encrypted = Hashing(gpg)
+            store.fetch(file.name, encrypted)
+    return compressed, encrypted
+
+
+@contextmanager
+def _dump_text(settings: Settings, manifest: Manifest, sink: Writer) -> Iterator[Writer]:
+    """The dump as SQL: as it is, or by way of a pg_restore that can read the archive."""
+    if manifest.dump.format == "sql":
+        yield sink
+        return
+    major = int(re.split(r"\D", manifest.dump.client_version)[0])
+    clients = find_clients(major, settings.pg_bin_dir)
+    with as_sql(sink, clients, format=manifest.dump.format) as writer:
+        yield writer
+
+
+def _record(store: Store, manifest: Manifest, check: Check) -> None:
+    name = manifest.id.file(VERIFICATION)
+    earlier = verification(store, manifest.id, [listed.name for listed in store.list(name)])
+    record = (earlier or Verification(backup=manifest.backup)).with_check(check)
+    store.put_note(name, record.to_json())

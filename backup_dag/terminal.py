@@ -1,0 +1,87 @@
+"""How things look in a terminal: results on stdout, everything else on stderr.
+
+A table for people, one JSON document for programs; a progress bar where someone is looking, plain
+lines otherwise.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from backup_dag.core.stream import Observer, every
+from backup_dag.core.stream import Progress as Passed
+
+_SECONDS_BETWEEN_LINES = 5
+
+
+def say(text: str = "") -> None:
+    """A line for people, on stderr."""
+    click.echo(text, err=True)
+
+
+def show(text: str = "") -> None:
+    """A line of the result, on stdout."""
+    click.echo(text)
+
+
+def document(content: Any) -> None:
+    """The result as one JSON document."""
+    show(json.dumps(content, indent=2, default=str))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table, as wide as its content: an id cut short would be no id."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(highlight=False, emoji=False, markup=False)
+    console.print(drawn, width=max(console.width, 160) if not console.is_terminal else None)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Observer]:
+    """An observer that shows itself: a bar on a terminal, else a line every few seconds."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield every(_SECONDS_BETWEEN_LINES, lambda passed: say(f"{what}: {passed}"))
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def observe(passed: Passed) -> None:
+            total = max(passed.expected, passed.done) if passed.expected else None
+            bar.update(task, completed=passed.done, total=total)
+
+        yield observe
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, in powers of ten."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"
+
+
+def age(moment: datetime) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = int((datetime.now(UTC) - moment).total_seconds())
+    if seconds < 0:
+        return "in the future"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"
