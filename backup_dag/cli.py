@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from backup_dag import terminal
-from backup_dag.core import doctor as doctor_verb
+from backup_dag import __version__, terminal
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Backup, Catalog, find, open_stores
 from backup_dag.core.databases import choose, configured
@@ -29,7 +28,7 @@ one_database = click.option("--database", metavar="NAME", help="Which of the con
 
 
 @click.group(context_settings=_HELP, epilog=_EPILOG)
-@click.version_option(package_name="backup-dag", prog_name="backup-dag")
+@click.version_option(__version__, prog_name="backup-dag")
 def cli() -> None:
     """PostgreSQL backups that come back: encrypted, checksummed, off-site.
 
@@ -227,8 +226,10 @@ def _show_check(manifest: Manifest, address: str, check: Check) -> None:
 @as_json
 def doctor(as_json: bool) -> None:
     """Look at everything a backup needs, and say what is missing and what to do."""
+    from backup_dag.core.doctor import examine
+
     findings = []
-    for finding in doctor_verb.examine():
+    for finding in examine():
         findings.append(finding)
         if not as_json:
             terminal.show(f"{finding.verdict:<4}  {finding.what}: {finding.found}")
@@ -268,3 +269,7 @@ def _show_error(code: int, message: str, hint: str) -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -5,21 +5,18 @@ lines otherwise.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
-from backup_dag.core.stream import Observer, every
-from backup_dag.core.stream import Progress as Passed
+from backup_dag.core.stream import Observer, Passed, every
 
 _SECONDS_BETWEEN_LINES = 5
+_WIDTH_OF_A_FILE = 200
 
 
 def say(text: str = "") -> None:
@@ -39,22 +36,30 @@ def document(content: Any) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """A table, as wide as its content: an id cut short would be no id."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        last = column == columns[-1]  # the one that may take several lines where the terminal is narrow
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=not last)
     for row in rows:
         drawn.add_row(*row)
-    console = Console(highlight=False, emoji=False, markup=False)
-    console.print(drawn, width=max(console.width, 160) if not console.is_terminal else None)
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+    Console(highlight=False, emoji=False, markup=False, width=width).print(drawn)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Observer]:
     """An observer that shows itself: a bar on a terminal, else a line every few seconds."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield every(_SECONDS_BETWEEN_LINES, lambda passed: say(f"{what}: {passed}"))
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)

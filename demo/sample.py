@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psycopg
+import psycopg2
 
 SQL = Path(__file__).with_name("sample.sql")
 
@@ -14,6 +14,11 @@ def load(url: str, rows: int = 300_000) -> None:
 
     Creates the role `shop_reader` in the cluster unless it is there.
     """
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("select set_config('demo.rows', %s, false)", [str(rows)])
-        connection.execute(SQL.read_bytes())
+    connection = psycopg2.connect(url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("select set_config('demo.rows', %s, false)", [str(rows)])
+            cursor.execute(SQL.read_text(encoding="utf-8"))
+    finally:
+        connection.close()

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import quote
 
 import boto3
-import psycopg
+import psycopg2
 from botocore.config import Config
 
 from demo.process import HOST, STOP_SECONDS, Server, free_port, free_ports, setpriv
@@ -91,9 +91,7 @@ class Postgres(Server):
             **settings,
         }
 
-    def url(
-        self, database: str = "postgres", user: str = "postgres", password: str | None = None
-    ) -> str:
+    def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """Give a connection URL; without `password` it holds the one of the superuser, if any."""
         secret = self.password if password is None else password
         login = quote(user, safe="") + ("" if secret is None else ":" + quote(secret, safe=""))
@@ -163,7 +161,7 @@ class Postgres(Server):
         return [*self._as_owner(), *postgres, "-p", str(self.port), *settings]
 
     def _probe(self) -> None:
-        psycopg.connect(self.url(), connect_timeout=5).close()
+        psycopg2.connect(self.url(), connect_timeout=5).close()
 
 
 class S3Server(Server):

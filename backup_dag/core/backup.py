@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib.metadata import version
 from pathlib import Path
 
+from backup_dag import __version__
 from backup_dag.core import postgres
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
@@ -127,7 +127,7 @@ class _Run:
             started=started,
             finished=datetime.now(UTC),
             seconds=round(time.monotonic() - began, 3),
-            made_by=f"backup-dag {version('backup-dag')}",
+            made_by=f"backup-dag {__version__}",
             server=self.session.server(),
             source=facts,
             dump=Dumped(
@@ -153,7 +153,7 @@ class _Run:
     def _name(self, kind: str) -> str:
         return self.id.file(f"{kind}.gz" if self.key.mode == "off" else f"{kind}.gz.gpg")
 
-    def _dump(self, observer: Observer | None) -> tuple["_Passed", Content]:
+    def _dump(self, observer: Observer | None) -> tuple["_Stages", Content]:
         """The one pass: pg_dump's blocks go to the fingerprint, and down to the artifact."""
         plan = self.order.database.plan
         meter = Meter(observer, expected=self.session.expected_dump_bytes())
@@ -182,18 +182,18 @@ class _Run:
         return passed.encrypted, hashes
 
     @contextmanager
-    def _artifact(self, name: str) -> Iterator["_Passed"]:
+    def _artifact(self, name: str) -> Iterator["_Stages"]:
         """What is written to `plain` in this block is in the file afterwards, compressed and encrypted."""
         with _new_file(self.work / name) as file:
             encrypted = Hashing(file)
             with encrypting(encrypted, self.key, self.work) as gpg:
                 compressed = Hashing(gpg)
                 with compressing(compressed, self.order.database.plan.compression_level) as gzip:
-                    yield _Passed(Hashing(gzip), compressed, encrypted)
+                    yield _Stages(Hashing(gzip), compressed, encrypted)
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _Stages:
     """The stream as each stage sees it."""
 
     plain: Hashing

@@ -37,24 +37,32 @@ def copy_offsite(
     day: date | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Copied]:
-    """Copies each local backup of a database (of one partition day), oldest first; the newest comes last.
+    """Copies what the bucket lacks of a database's local backups (of one partition day), the newest last.
 
-    A copy that is there already is compared instead. May be repeated at any time.
+    The newest is compared where it is there already; older ones that are there are left at that. May
+    be repeated at any time.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
         IntegrityError: a local file has changed since it was made, or another lies in its place.
         StoreError, StoreUnreachable: the bucket.
     """
-    found = False
-    for backup in reversed(Catalog([local]).survey(database).ids):
-        copy = Catalog([local]).load(backup).copies[0]
-        if copy.manifest is None or copy.fault or (day and copy.manifest.partition_day != day):
-            continue
-        found = True
-        yield Copied(copy.manifest, publish(bucket, copy.manifest, local.folder, observer))
-    if not found:
+    whole = [manifest for manifest in _whole(local, database) if day in (None, manifest.partition_day)]
+    if not whole:
         raise BackupNotFound(
             f"there is no whole backup of {database} in {local.address()}" + (f" for {day}" if day else ""),
             hint="make one first (backup-dag backup); an upload needs the local copy",
         )
+    there = set(Catalog([bucket]).survey(database).ids)
+    for manifest in whole:
+        if manifest.id not in there or manifest is whole[-1]:
+            yield Copied(manifest, publish(bucket, manifest, local.folder, observer))
+
+
+def _whole(local: LocalStore, database: str) -> Iterator[Manifest]:
+    """The manifests of the local backups that can be used, the newest last."""
+    catalog = Catalog([local])
+    for backup in reversed(catalog.survey(database).ids):
+        copy = catalog.load(backup).copies[0]
+        if copy.manifest is not None and not copy.fault:
+            yield copy.manifest

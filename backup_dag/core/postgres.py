@@ -1,6 +1,6 @@
 """The source server: where it is, a session on it, and the facts that a restore will need.
 
-The only room that knows psycopg. A password reaches a child through its environment, never argv.
+The only room that knows psycopg2. A password reaches a child through its environment, never argv.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import dict_row
+import psycopg2
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extras import RealDictCursor
 
 from backup_dag.core import process
 from backup_dag.core.errors import ConfigurationError, DatabaseError, DatabaseUnreachable, GuardRefused
@@ -39,8 +39,8 @@ class Address:
     def of(cls, url: str, variable: str = "DATABASE_URL") -> "Address":
         """Raises ConfigurationError, naming the variable that held the url and not the url."""
         try:
-            parts = conninfo_to_dict(url)
-        except psycopg.ProgrammingError:
+            parts = parse_dsn(url)
+        except psycopg2.ProgrammingError:
             parts = {}
         if not parts.get("dbname"):
             raise ConfigurationError(
@@ -64,7 +64,7 @@ class Address:
     def for_argv(self, **changed: str) -> str:
         """A connection string without the password, fit for a command line."""
         open_parts = {name: value for name, value in self.parts.items() if name != "password"}
-        return make_conninfo(**{"application_name": "backup-dag", **open_parts, **changed})
+        return str(make_dsn(**{"application_name": "backup-dag", **open_parts, **changed}))
 
     def environment(self) -> dict[str, str]:
         """A child's environment, with the password where there is one."""
@@ -83,7 +83,7 @@ class Snapshot:
 class Session:
     """A connection to one database, for facts about it and for the snapshot that is dumped."""
 
-    def __init__(self, connection: psycopg.Connection[dict[str, Any]], address: Address) -> None:
+    def __init__(self, connection: Connection, address: Address) -> None:
         self._connection, self.address = connection, address
 
     def row(self, query: str) -> dict[str, Any]:
@@ -93,8 +93,10 @@ class Session:
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         try:
-            return self._connection.execute(query.encode()).fetchall()
-        except psycopg.Error as error:
+            with self._connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                cursor.execute(query)
+                return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+        except psycopg2.Error as error:
             raise DatabaseError(
                 f"asking {self.address} failed: {_first_line(error)}",
                 hint="see that the server is up and that this role may read the catalogs",
@@ -102,7 +104,7 @@ class Session:
 
     @property
     def server_major(self) -> int:
-        return self._connection.info.server_version // 10_000
+        return self._connection.server_version // 10_000
 
     def now(self) -> datetime:
         """The server's clock, in UTC."""
@@ -121,7 +123,7 @@ class Session:
         try:
             yield
         finally:
-            if not self._connection.broken:
+            if not self._connection.closed:
                 self.row(f"SELECT pg_advisory_unlock{key} AS released")
 
     def _lock_holder(self) -> str:
@@ -142,10 +144,13 @@ class Session:
         """A snapshot that others may take up while the block runs."""
         for timeout in ("idle_in_transaction_session_timeout", "statement_timeout"):
             self.row(f"SELECT set_config('{timeout}', '0', false)")
-        with self._connection.transaction():
-            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self.rows("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        try:
             taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
             yield Snapshot(taken["name"], taken["time"])
+        finally:
+            if not self._connection.closed:
+                self.rows("ROLLBACK")
 
     def server(self) -> Server:
         said = self.row("SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby")
@@ -253,32 +258,34 @@ class Session:
 @contextmanager
 def connected(address: Address) -> Iterator[Session]:
     """A session in autocommit mode, closed whatever happens. Raises DatabaseUnreachable."""
+    timeout = str(address.parts.get("connect_timeout", _CONNECT_SECONDS))
     try:
-        connection = psycopg.connect(
-            address.for_argv(connect_timeout=str(address.parts.get("connect_timeout", _CONNECT_SECONDS))),
-            password=address.parts.get("password"),
-            autocommit=True,
-            row_factory=dict_row,
+        connection = psycopg2.connect(
+            address.for_argv(connect_timeout=timeout), password=address.parts.get("password")
         )
-    except psycopg.Error as error:
+    except psycopg2.Error as error:
         raise DatabaseUnreachable(
             f"connecting to {address} failed: {_first_line(error)}",
             hint="check that the server runs and is reachable from here, and the user, password and"
             " database name in its url",
         ) from error
-    with connection:
+    connection.autocommit = True
+    try:
         yield Session(connection, address)
+    finally:
+        connection.close()
 
 
 def quoted(identifier: str) -> str:
-    """An identifier as SQL text, quoted."""
-    return sql.Identifier(identifier).as_string()
+    """An identifier as SQL text."""
+    return '"' + identifier.replace('"', '""') + '"'
 
 
 def literal(value: str) -> str:
-    """A string as an SQL literal."""
-    return sql.Literal(value).as_string()
+    """A string as an SQL literal, whatever standard_conforming_strings says."""
+    text = "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+    return f"E{text}" if "\\" in value else text
 
 
-def _first_line(error: psycopg.Error) -> str:
+def _first_line(error: psycopg2.Error) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIB
 _PASSED_ON_FAMILIES = ("LC_", "PG", "KRB5", "SSL_CERT")
 _KEPT_OF_STDERR = 16 * 1024
 _PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+_PAUSE = 0.002  # seconds in which a slow writer fills a pipe, so that we wake for more than a few KiB
 
 
 Argv = Sequence[str | os.PathLike[str]]
@@ -93,6 +95,8 @@ class Child:
     def __init__(self, popen: subprocess.Popen[bytes], program: str) -> None:
         self._popen, self._program = popen, program
         self._stderr = b""
+        self._read_little = False
+        self._roomy = popen.stdout is not None and _capacity(popen.stdout) >= BLOCK
         self._drain = threading.Thread(target=self._drain_stderr, daemon=True)
         self._drain.start()
 
@@ -103,7 +107,10 @@ class Child:
             ChildFailed: the output ended and the exit status was not 0.
         """
         assert self._popen.stdout is not None
-        block = self._popen.stdout.read(size)
+        if self._read_little:
+            time.sleep(_PAUSE)
+        block = os.read(self._popen.stdout.fileno(), size)
+        self._read_little = self._roomy and len(block) < size // 4
         if not block:
             self.wait()
         return block
@@ -176,6 +183,12 @@ def _widen(pipe: IO[bytes]) -> None:
     """A pipe of 1 MiB instead of 64 KiB where the system allows it: fewer, longer turns."""
     with suppress(OSError, AttributeError):
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, BLOCK)
+
+
+def _capacity(pipe: IO[bytes]) -> int:
+    with suppress(OSError, AttributeError):
+        return fcntl.fcntl(pipe.fileno(), fcntl.F_GETPIPE_SZ)
+    return 0
 
 
 def _close(pipe: IO[bytes]) -> None:

@@ -25,7 +25,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
+class Passed:
     """How far a stream has come: bytes done, bytes expected (None: unknown), seconds spent."""
 
     done: int
@@ -44,7 +44,7 @@ class Progress:
         return said
 
 
-Observer = Callable[[Progress], None]
+Observer = Callable[[Passed], None]
 
 
 class Hashing:
@@ -97,17 +97,17 @@ class Meter:
             now = time.monotonic()
             if self._observer and now - self._told >= self._every:
                 self._told = now
-                self._observer(Progress(self._done, self._expected, now - self._began))
+                self._observer(Passed(self._done, self._expected, now - self._began))
 
 
 def every(seconds: float, observer: Observer) -> Observer:
     """The same observer, called at most once in so many seconds (for a log, not for a progress bar)."""
-    last = 0.0
+    last = time.monotonic()
 
-    def throttled(progress: Progress) -> None:
+    def throttled(passed: Passed) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= seconds:
             last = now
-            observer(progress)
+            observer(passed)
 
     return throttled

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
+from backup_dag import __version__
 from backup_dag.core.catalog import Copy, verification
 from backup_dag.core.clients import find_clients
 from backup_dag.core.errors import BackupNotFound, IntegrityError
@@ -53,7 +53,7 @@ def verify(settings: Settings, copy: Copy, level: Level, observer: Observer | No
         level=level,
         time=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
-        made_by=f"backup-dag {version('backup-dag')}",
+        made_by=f"backup-dag {__version__}",
         faults=faults,
     )
     _record(copy.store, copy.manifest, check)

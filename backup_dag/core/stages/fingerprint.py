@@ -27,7 +27,8 @@ _UNSTEADY = (b"-- Dumped from database version ", b"-- Dumped by pg_dump version
 _TRAILER = b"-- PostgreSQL database dump complete\n"
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']++|'')*+)', (-?\d+), (true|false)\);\n")
 _LARGE_OBJECT = b"SELECT pg_catalog.lo_open("
-_ROWS_END = b"\n\\.\n"
+_ROWS_END = re.compile(rb"\n\\\.\n")  # a search for it runs faster than bytes.find
+_LONGEST_PART = 3  # of that end, which may stand at the end of a block
 
 
 class Fingerprint:
@@ -85,15 +86,13 @@ class Fingerprint:
     def _read_rows(self, data: bytes, at: int) -> int:
         """Reads rows up to their end, or as far as is certain. `at` is the line break before them."""
         assert self._rows is not None
-        end = data.find(_ROWS_END, at)
-        ended = end >= 0
-        if not ended:
-            end = max(at, len(data) - len(_ROWS_END) + 1)
+        ended = _ROWS_END.search(data, at)
+        end = ended.start() if ended else max(at, len(data) - _LONGEST_PART)
         self._rows.take(data, at + 1, end + 1)
-        if not ended:
+        if ended is None:
             return end
         self._rows = None
-        return end + len(_ROWS_END)
+        return ended.end()
 
     def _read_text(self, data: bytes, at: int) -> int:
         """Reads whole lines outside of COPY's rows, as far as they have come or to the next rows."""

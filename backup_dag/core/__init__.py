@@ -1,0 +1,27 @@
+"""Everything that is true without Dagster. Down to back up, up to restore:
+
+    PostgreSQL
+      │  pg_dump           ↑ psql, pg_restore     stages/dump.py
+      ▼  (read along)                             stages/fingerprint.py
+    gzip                   ↑ gunzip               stages/compression.py
+      ▼
+    gpg, AES256            ↑ gpg                  stages/encryption.py
+      ▼
+    SHA-256                ↑ compare              stages/checksum.py
+      ▼
+    local store ──► S3     ↑ fetch                store/
+
+The verbs (backup, offsite, verify, doctor) string the stages together; the catalog knows which
+backups there are. A room imports only rooms below it:
+
+    doctor
+    backup  offsite  verify
+    catalog
+    stages/  store/
+    databases  key
+    clients  gpg  postgres
+    work  process
+    stream
+    manifest  settings
+    errors
+"""

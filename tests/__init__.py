@@ -1,0 +1,1 @@
+"""Tests against real servers: PostgreSQL, S3, gpg. None of them is ever imitated."""
