@@ -79,8 +79,9 @@ def _show_backup(manifest: Manifest, addresses: list[str]) -> None:
     content = manifest.content
     terminal.show(f"{manifest.backup}  ({manifest.reason}, counts for {manifest.partition_day})")
     terminal.show(
-        f"  {len(content.tables):,} tables, {content.rows:,} rows; {terminal.size(manifest.dump.bytes)} of dump"
-        f" in {terminal.size(manifest.artifact.bytes)}, {manifest.seconds:.1f} s"
+        f"  {len(content.tables):,} tables, {content.rows:,} rows;"
+        f" {terminal.size(manifest.dump.bytes)} of dump in {terminal.size(manifest.artifact.bytes)},"
+        f" {manifest.seconds:.1f} s"
     )
     for address in addresses:
         terminal.show(f"  {address}")

@@ -25,7 +25,7 @@ from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from backup_dag.core.store.local import LocalStore
 
-_STEM = re.compile(r"(backup_[A-Za-z0-9_-]+_\d{8}_\d{6})(\..+)", re.ASCII)
+_STEM = re.compile(r"(backup_[A-Za-z0-9_]+_\d{8}_\d{6})(\..+)", re.ASCII)
 
 
 @dataclass(frozen=True)

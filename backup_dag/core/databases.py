@@ -20,7 +20,7 @@ from backup_dag.core.errors import ConfigurationError
 from backup_dag.core.postgres import Address
 from backup_dag.core.settings import CompressionLevel, Format, Settings, environment_value
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,62}", re.ASCII)
 
 _PASSED_ON = frozenset(
     """--disable-dollar-quoting --disable-triggers --exclude-extension --exclude-table-and-children
@@ -153,7 +153,7 @@ def _one(
     path: Path, text: str, name: str, table: Any, defaults: dict[str, Any], env_file: Path | None
 ) -> Database:
     if not _NAME.fullmatch(name):
-        raise _bad_file(path, text, name, None, "a name is letters, digits, _ and -, at most 63 of them")
+        raise _bad_file(path, text, name, None, "a name is letters, digits and _, at most 63 of them")
     try:
         entry = _Entry.model_validate({**defaults, **table} if isinstance(table, dict) else table)
     except ValidationError as error:
@@ -202,6 +202,6 @@ def _checked_url(url: str, variable: str) -> str:
 
 
 def _name_for(url: str) -> str:
-    """A database's name as a name of ours: what is not a letter, digit, _ or - becomes _."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", Address.of(url).dbname)[:63]
+    """A database's name as a name of ours: what is not a letter, a digit or _ becomes _."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", Address.of(url).dbname)[:63]
     return name if _NAME.fullmatch(name) else f"db{name}"[:63]

@@ -117,7 +117,7 @@ def _database(settings: Settings, database: Database) -> Iterator[Finding]:
         if clients.major == session.server_major:
             yield ok(f"{database.name} client", said)
         else:
-            advice = f"install postgresql-client-{session.server_major}: a newer dump may not load into this server"
+            advice = f"install postgresql-client-{session.server_major}: a newer dump may not load here"
             yield warn(f"{database.name} client", said, advice)
         yield _privileges(database, session)
         yield _clock(database, session)
@@ -150,7 +150,9 @@ _OURS_TO_READ = """
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
 """
 _HIDDEN_BY_ROW_SECURITY = f"""
-    SELECT c.oid::regclass::text AS name {_OURS_TO_READ} AND c.relrowsecurity AND row_security_active(c.oid) ORDER BY 1
+    SELECT c.oid::regclass::text AS name {_OURS_TO_READ}
+      AND c.relrowsecurity AND row_security_active(c.oid)
+    ORDER BY 1
 """
 _UNREADABLE = f"""
     SELECT c.oid::regclass::text AS name {_OURS_TO_READ}

@@ -66,7 +66,7 @@ def decryption_key(settings: Settings, made_with: Encryption) -> Key:
     if [ours] != made_with.key_fingerprints:
         have = f"the one set here has {ours}" if ours else "none is set here"
         raise ConfigurationError(
-            f"the passphrase that encrypted this backup has fingerprint {made_with.key_fingerprints[0]}, {have}",
+            f"this backup's passphrase has fingerprint {made_with.key_fingerprints[0]}, {have}",
             hint="set BACKUP_ENCRYPTION_KEY to the passphrase that was in use when it was made",
         )
     return Key("symmetric", passphrase, fingerprints=tuple(made_with.key_fingerprints))

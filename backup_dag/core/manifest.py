@@ -18,7 +18,7 @@ from backup_dag.core.errors import ConfigurationError, IntegrityError
 SCHEMA_VERSION = 1
 Reason = Literal["scheduled", "manual", "late", "pre_restore", "drill"]
 
-_ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_-]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
+_ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
 _STAMP = "%Y%m%d_%H%M%S"
 
 

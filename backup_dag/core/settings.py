@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     aws_default_region: str | None = None
     aws_endpoint_url_s3: str | None = None
     backup_s3_prefix: str = ""
+    backup_s3_retries: Annotated[int, Field(ge=0, le=20)] = 3
+    backup_s3_retry_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     backup_s3_sse: Literal["AES256", "aws:kms"] | None = None
     backup_s3_sse_kms_key_id: str | None = None
     backup_s3_storage_class: str | None = None

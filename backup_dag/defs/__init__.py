@@ -1,0 +1,1 @@
+"""The Dagster layer. It translates between Dagster and `core`, and decides nothing."""

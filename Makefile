@@ -1,0 +1,57 @@
+# What a person types. Everything is installed into .venv, from the pinned and hashed constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo ui clean-demo test check lint bench setup gpg
+
+help:  ## This list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: setup  ## A backup of a sample database, through Dagster, to a real S3 server; all under .demo/.
+	@$(BIN)/python -m demo
+
+ui: setup  ## Dagster's web pages on 127.0.0.1: your .env's databases, or the demo's. Ctrl-C ends it.
+	@exec $(BIN)/python -m demo.ui
+
+clean-demo:  ## Remove everything the demo made.
+	rm -rf .demo
+
+test: check  ## Lint, types, rooms and all tests, set-up included. What CI runs.
+
+check: lint  ## The same.
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff, mypy, and the contracts between the rooms.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## Measure against pg_dump and the usual pipelines; writes benchmarks/RESULTS.md.
+	$(BIN)/python -m benchmarks
+
+setup: gpg .venv/ready
+
+.venv/ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name it with: make PYTHON=python3.11 …" >&2; exit 1; }
+	@echo "Setting up .venv (once; about a minute) …"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv \
+	  || { echo "python3 cannot make a venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat --editable .
+	@touch $@
+
+gpg:
+	@command -v gpg >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing gpg …"; apt-get update -qq && apt-get install -y -qq gnupg >/dev/null; \
+	  else \
+	    echo "gpg is missing. Install it, for instance: sudo apt-get install gnupg" >&2; exit 1; \
+	  fi; }

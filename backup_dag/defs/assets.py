@@ -1,0 +1,182 @@
+"""The lineage of one database: what a backup passes on its way, one partition a day.
+
+The first four assets come from one pass over the database, so they are made together or not at all;
+the off-site copy is a step of its own, and can be retried and backfilled without a new dump.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetObservation,
+    AssetsDefinition,
+    AssetSpec,
+    Backoff,
+    DailyPartitionsDefinition,
+    DataVersion,
+    Failure,
+    MaterializeResult,
+    MetadataValue,
+    RetryPolicy,
+    asset,
+    multi_asset,
+)
+from dagster_aws.s3 import S3Resource
+
+from backup_dag.core.backup import order_for, take_backup
+from backup_dag.core.databases import Database
+from backup_dag.core.errors import BackupDagError
+from backup_dag.core.manifest import Manifest
+from backup_dag.core.offsite import copy_offsite
+from backup_dag.core.settings import Settings
+from backup_dag.core.store.local import LocalStore
+from backup_dag.core.store.s3 import S3Store
+from backup_dag.core.stream import Observer, Passed, every
+from backup_dag.defs import metadata
+
+_SECONDS_BETWEEN_LINES = 5
+
+
+def lineage(settings: Settings, database: Database) -> list[AssetsDefinition | AssetSpec]:
+    """The assets of one database, upstream first."""
+    days = DailyPartitionsDefinition(
+        start_date=settings.backup_start_date.isoformat(), timezone=settings.backup_timezone, end_offset=1
+    )
+    copy = [s3_copy(settings, database, days)] if settings.aws_s3_bucket else []
+    return [source(settings, database), backup(settings, database, days), *copy]
+
+
+def source(settings: Settings, database: Database) -> AssetSpec:
+    """The database itself, which is not ours to make."""
+    return AssetSpec(
+        AssetKey([database.name, "database"]),
+        description=f"The PostgreSQL database that is backed up: {database.address}.",
+        group_name=database.name,
+        kinds={"postgres"},
+        owners=[settings.backup_owner],
+    )
+
+
+def backup(settings: Settings, database: Database, days: DailyPartitionsDefinition) -> AssetsDefinition:
+    """raw_dump → compressed_artifact → encrypted_artifact → checksum, in one streaming pass."""
+
+    @multi_asset(
+        name=f"{database.name}_back_up",
+        specs=_specs(settings, database, days),
+        can_subset=False,
+        description="One pass: pg_dump → gzip → gpg → SHA-256. Plain text never touches the disk.",
+    )
+    def back_up(context: AssetExecutionContext) -> Iterator[MaterializeResult[None]]:
+        scheduled = "dagster/schedule_name" in context.run.tags
+        day = date.fromisoformat(context.partition_key)
+        order = order_for(database, settings, day, scheduled=scheduled)
+        with _in_dagsters_words(context):
+            made = take_backup(settings, order, _progress(context, "dumped"))
+        context.log_event(
+            AssetObservation(AssetKey([database.name, "database"]), metadata=metadata.of_database(made))
+        )
+        yield from _materialized(database, made, settings)
+
+    return back_up
+
+
+def _specs(settings: Settings, database: Database, days: DailyPartitionsDefinition) -> list[AssetSpec]:
+    off_site = "" if settings.aws_s3_bucket else " There is NO off-site copy: AWS_S3_BUCKET is not set."
+    encrypted = "The artifact: the compressed dump, AES256-encrypted by gpg."
+    if settings.backup_encryption == "off":
+        encrypted = "NOT ENCRYPTED: BACKUP_ENCRYPTION=off. The artifact is the compressed dump as it is."
+    described = {
+        "raw_dump": ("postgres", "pg_dump's text at one snapshot, read while it streams; never on a disk."),
+        "compressed_artifact": ("gzip", "The dump, compressed by gzip; never on a disk by itself."),
+        "encrypted_artifact": ("gpg", encrypted),
+        "checksum": ("sha256", f"The SHA-256 that `sha256sum -c` checks, and the manifest.{off_site}"),
+    }
+    upstream = ["database", *described]
+    return [
+        AssetSpec(
+            AssetKey([database.name, name]),
+            deps=[AssetKey([database.name, before])],
+            description=text,
+            group_name=database.name,
+            kinds={kind},
+            owners=[settings.backup_owner],
+            partitions_def=days,
+        )
+        for before, (name, (kind, text)) in zip(upstream, described.items(), strict=False)
+    ]
+
+
+def _materialized(
+    database: Database, made: Manifest, settings: Settings
+) -> Iterator[MaterializeResult[None]]:
+    content, artifact = DataVersion(made.content.sha256), DataVersion(made.artifact.sha256)
+    said = {
+        "raw_dump": (content, metadata.of_dump(made)),
+        "compressed_artifact": (content, metadata.of_compressed(made)),
+        "encrypted_artifact": (artifact, metadata.of_encrypted(made, settings.backup_dir)),
+        "checksum": (artifact, metadata.of_checksum(made, settings.backup_dir)),
+    }
+    for name, (version, values) in said.items():
+        yield MaterializeResult(
+            asset_key=AssetKey([database.name, name]), metadata=values, data_version=version
+        )
+
+
+def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinition) -> AssetsDefinition:
+    """The day's backup in the bucket, uploaded from the local store and read back there."""
+
+    @asset(
+        key=AssetKey([database.name, "s3_copy"]),
+        deps=[AssetKey([database.name, "checksum"])],
+        description="The backup in the bucket, its checksum read back. Needs the local copy only.",
+        group_name=database.name,
+        kinds={"s3"},
+        owners=[settings.backup_owner],
+        partitions_def=days,
+        retry_policy=RetryPolicy(
+            max_retries=settings.backup_s3_retries,
+            delay=settings.backup_s3_retry_seconds,
+            backoff=Backoff.EXPONENTIAL,
+        ),
+    )
+    def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult[None]:
+        began, day = time.monotonic(), date.fromisoformat(context.partition_key)
+        with _in_dagsters_words(context):
+            local, bucket = LocalStore(settings.backup_dir), S3Store(s3.get_client(), settings)
+            *_, copied = copy_offsite(local, bucket, database.name, day, _progress(context, "uploaded"))
+        values = metadata.of_copy(copied, time.monotonic() - began)
+        return MaterializeResult(metadata=values, data_version=DataVersion(copied.manifest.artifact.sha256))
+
+    return copy
+
+
+def _progress(context: AssetExecutionContext, what: str) -> Observer:
+    """A line in the run's log at the first byte, then every few seconds."""
+    later = every(_SECONDS_BETWEEN_LINES, lambda passed: context.log.info(f"{what} {passed}"))
+    begun = False
+
+    def observe(passed: Passed) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            context.log.info(f"{what}: the first bytes have come")
+        later(passed)
+
+    return observe
+
+
+@contextmanager
+def _in_dagsters_words(context: AssetExecutionContext) -> Iterator[None]:
+    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help."""
+    try:
+        yield
+    except BackupDagError as error:
+        raise Failure(
+            description=str(error),
+            metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
+            allow_retries=error.retryable,
+        ) from error

@@ -1,0 +1,101 @@
+"""`make ui`: Dagster's webserver and daemon on 127.0.0.1, until Ctrl-C; nothing is left running.
+
+With a .env in the project's folder it serves the databases configured there, else the demo's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from demo import world
+from demo.process import HOST, free_port, setpriv
+
+USUAL_PORT = 3000
+START_SECONDS = 60
+STOP_SECONDS = 10
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if (world.ROOT / ".env").exists():
+            (world.ROOT / ".dagster").mkdir(exist_ok=True)
+            environment, logs = {"DAGSTER_HOME": str(world.ROOT), **os.environ}, world.ROOT / ".dagster"
+        else:
+            print("No .env here: serving the demo.", flush=True)
+            environment, logs = stack.enter_context(world.running()), world.HOME
+        port = chosen_port()
+        serve = ["dagster-webserver", "--host", HOST, "--port", str(port), "--workspace", "workspace.yaml"]
+        servers = [
+            stack.enter_context(child(serve, environment, logs / "webserver.log")),
+            stack.enter_context(
+                child(
+                    ["dagster-daemon", "run", "--workspace", "workspace.yaml"],
+                    environment,
+                    logs / "daemon.log",
+                )
+            ),
+        ]
+        wait_until_it_answers(f"http://{HOST}:{port}/server_info", servers, logs)
+        print(f"\nDagster is at http://{HOST}:{port}   (Ctrl-C ends it; logs in {logs})", flush=True)
+        while all(server.poll() is None for server in servers):
+            time.sleep(0.5)
+        raise SystemExit(f"a server ended by itself; see {logs}/webserver.log and daemon.log")
+    print("\nStopped.")
+    return 0
+
+
+@contextmanager
+def child(words: list[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server with its helpers in a process group of its own, all of which end with the block."""
+    program = [*setpriv("--pdeathsig=TERM"), str(Path(sys.executable).parent / words[0]), *words[1:]]
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            program,
+            env=dict(environment),
+            cwd=world.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield started
+    finally:
+        started.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def chosen_port() -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind((HOST, USUAL_PORT))
+            return USUAL_PORT
+    return free_port()
+
+
+def wait_until_it_answers(url: str, servers: list[subprocess.Popen[bytes]], logs: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and all(server.poll() is None for server in servers):
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    raise SystemExit(f"the webserver did not come up; see {logs}/webserver.log and daemon.log")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
