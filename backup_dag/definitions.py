@@ -1,30 +1,9 @@
-"""Dagster's front door: settings → one lineage for each database → Definitions.
+"""Dagster's front door.
 
-Loading fails with the error a terminal would show, where a setting is missing or malformed.
+Loading fails with the error that a terminal would show, where a setting is missing or malformed.
 """
 
-from dagster import Definitions, in_process_executor
-from dagster_aws.s3 import S3Resource
+from backup_dag.core.settings import load
+from backup_dag.defs.location import code_location
 
-from backup_dag.core.databases import configured
-from backup_dag.core.settings import Settings, load
-from backup_dag.defs.assets import lineage
-from backup_dag.defs.jobs import backup_job
-
-
-def build(settings: Settings) -> Definitions:
-    """Everything Dagster shows. Credentials are found by boto3 where the run is, and are no config."""
-    databases = configured(settings)
-    return Definitions(
-        assets=[asset for database in databases for asset in lineage(settings, database)],
-        jobs=[backup_job(database) for database in databases],
-        resources={
-            "s3": S3Resource(
-                region_name=settings.aws_default_region, endpoint_url=settings.aws_endpoint_url_s3
-            )
-        },
-        executor=in_process_executor,
-    )
-
-
-defs = build(load())
+defs = code_location(load())

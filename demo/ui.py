@@ -25,7 +25,8 @@ STOP_SECONDS = 10
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with them ignored
+        signal.signal(ending, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if (world.ROOT / ".env").exists():
             (world.ROOT / ".dagster").mkdir(exist_ok=True)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,13 +27,13 @@ class Gpg(gnupg.GPG):  # type: ignore[misc]
     """python-gnupg, with its children started where all children are."""
 
     def __init__(self, home: Path, options: list[str]) -> None:
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.children: list[process.Popen] = []
         self.buffer_size = BLOCK
         super().__init__(gnupghome=str(home), options=options, env=process.environment())
         self.encoding = "utf-8"
 
-    def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
-        child = process.start(self.make_args(args, passphrase), env=self.env, stdin=subprocess.PIPE)
+    def _open_subprocess(self, args: list[str], passphrase: bool = False) -> process.Popen:
+        child = process.start(self.make_args(args, passphrase), env=self.env, stdin=process.PIPE)
         self.children.append(child)
         return child
 

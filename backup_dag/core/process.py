@@ -30,6 +30,8 @@ _PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 _PAUSE = 0.002  # seconds in which a slow writer fills a pipe, so that we wake for more than a few KiB
 
 
+PIPE = subprocess.PIPE
+Popen = subprocess.Popen[bytes]
 Argv = Sequence[str | os.PathLike[str]]
 
 
@@ -57,8 +59,8 @@ def start(
     *,
     env: Mapping[str, str],
     stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.PIPE,
-) -> subprocess.Popen[bytes]:
+    stdout: int = PIPE,
+) -> Popen:
     """Starts a child that dies with this thread. Whoever calls this owes a `stop`."""
     mortal = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
     child = subprocess.Popen(
@@ -66,7 +68,7 @@ def start(
         env=dict(env),
         stdin=stdin,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=PIPE,
         bufsize=BLOCK,
         start_new_session=True,
     )
@@ -76,7 +78,7 @@ def start(
     return child
 
 
-def stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: Popen) -> None:
     """Ends the child and everything it started, and reaps it. Harmless when it has ended already."""
     for ending, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
         if child.poll() is not None:
@@ -92,7 +94,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 class Child:
     """A running child: read its output, write its input, and learn how it ended."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], program: str) -> None:
+    def __init__(self, popen: Popen, program: str) -> None:
         self._popen, self._program = popen, program
         self._stderr = b""
         self._read_little = False
@@ -152,7 +154,7 @@ def running(
     *,
     env: Mapping[str, str],
     stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.PIPE,
+    stdout: int = PIPE,
 ) -> Iterator[Child]:
     """A child for the length of a block; stopped and reaped however the block is left."""
     popen = start(argv, env=env, stdin=stdin, stdout=stdout)

@@ -1,6 +1,5 @@
 """The dump: pg_dump as a stream to read, and pg_dumpall for the roles it refers to."""
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -75,7 +74,7 @@ def as_sql(sink: Writer, clients: Clients, *, format: str) -> Iterator[Writer]:
     argv: process.Argv = [clients.program("pg_restore"), "--format=custom", "--file=-"]
     with (
         ThreadPoolExecutor(1) as thread,
-        process.running(argv, env=process.environment(), stdin=subprocess.PIPE) as child,
+        process.running(argv, env=process.environment(), stdin=process.PIPE) as child,
     ):
         copied = thread.submit(_copy, child, sink)
         try:
