@@ -3,7 +3,7 @@
 import signal
 import sys
 import traceback
-from datetime import datetime
+from datetime import date, datetime
 from types import FrameType
 from typing import Any
 
@@ -12,11 +12,11 @@ import click
 from backup_dag import __version__, terminal
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Backup, Catalog, find, open_stores
-from backup_dag.core.databases import choose, configured
+from backup_dag.core.databases import Database, choose, configured
 from backup_dag.core.errors import EXIT_CODES, INTERRUPTED, BackupDagError, IntegrityError
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.offsite import copy_offsite
-from backup_dag.core.settings import load
+from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.verify import verify as verify_copy
 
@@ -47,35 +47,54 @@ def backup(database: str | None, partition: datetime | None, as_json: bool) -> N
     """Back up a database (all of them, if none is named), and copy it to the bucket."""
     settings = load()
     databases = configured(settings)
-    made = []
-    for chosen in [choose(databases, database)] if database else databases:
-        order = order_for(chosen, settings, partition.date() if partition else None)
-        if order.reason == "late":
-            terminal.say(f"late: this holds the state of now, and not that of {order.partition_day}")
-        if settings.backup_encryption == "off":
-            terminal.say("WARNING: BACKUP_ENCRYPTION=off, whoever gets this file can read all of it")
-        with terminal.progress(f"backing up {chosen.name}") as observer:
-            manifest = take_backup(settings, order, observer)
-        local, *bucket = open_stores(settings)
-        addresses = [local.address(manifest.artifact.name)]
-        for store in bucket:
-            with terminal.progress("copying to the bucket") as observer:
-                *_, last = copy_offsite(
-                    LocalStore(settings.backup_dir), store, chosen.name, observer=observer
-                )
-            addresses.append(last.artifact.address)
-        if not bucket:
-            terminal.say("no off-site copy: AWS_S3_BUCKET is not set")
-        made.append((manifest, addresses))
-        if not as_json:
-            _show_backup(manifest, addresses)
-    if as_json:
-        terminal.document(
-            [{"manifest": m.model_dump(mode="json"), "copies": addresses} for m, addresses in made]
-        )
+    made: list[tuple[Manifest, list[str]]] = []
+    failed: list[BackupDagError] = []
+    for each in [choose(databases, database)] if database else databases:
+        try:
+            made.append(_back_up(settings, each, partition.date() if partition else None, quiet=as_json))
+        except BackupDagError as error:  # one database's trouble is not the others'
+            failed.append(error)
+            if len(databases) > 1 and not database:
+                terminal.say(f"{each.name} failed: {error}")
+    if as_json and made:
+        done = [{"manifest": m.model_dump(mode="json"), "copies": addresses} for m, addresses in made]
+        terminal.document([*done, *(_error_document(error) for error in failed)])
+    if failed and made:
+        raise _Told(failed[0].exit_code, failed[0].message, hint=failed[0].hint)
+    if failed:
+        raise failed[0]
 
 
-def _show_backup(manifest: Manifest, addresses: list[str]) -> None:
+def _back_up(
+    settings: Settings, database: Database, day: date | None, *, quiet: bool
+) -> tuple[Manifest, list[str]]:
+    """One backup and its copies' addresses; each is said as soon as it is true, unless quiet."""
+    order = order_for(database, settings, day)
+    if order.reason == "late":
+        terminal.say(f"late: this holds the state of now, and not that of {order.partition_day}")
+    if settings.backup_encryption == "off":
+        terminal.say("WARNING: BACKUP_ENCRYPTION=off, whoever gets this file can read all of it")
+    with terminal.progress(f"backing up {database.name}") as observer:
+        manifest = take_backup(settings, order, observer)
+    local, *buckets = open_stores(settings)
+    addresses = [local.address(manifest.artifact.name)]
+    if not quiet:
+        _show_backup(manifest, addresses[0])
+    for bucket in buckets:
+        with terminal.progress("copying to the bucket") as observer:
+            for copied in copy_offsite(
+                LocalStore(settings.backup_dir), bucket, database.name, observer=observer
+            ):
+                if copied.manifest.id == manifest.id:
+                    addresses.append(copied.artifact.address)
+                if not quiet:
+                    terminal.show(f"  {copied.artifact.address}")
+    if not buckets:
+        terminal.say("no off-site copy: AWS_S3_BUCKET is not set")
+    return manifest, addresses
+
+
+def _show_backup(manifest: Manifest, address: str) -> None:
     content = manifest.content
     terminal.show(f"{manifest.backup}  ({manifest.reason}, counts for {manifest.partition_day})")
     terminal.show(
@@ -83,8 +102,7 @@ def _show_backup(manifest: Manifest, addresses: list[str]) -> None:
         f" {terminal.size(manifest.dump.bytes)} of dump in {terminal.size(manifest.artifact.bytes)},"
         f" {manifest.seconds:.1f} s"
     )
-    for address in addresses:
-        terminal.show(f"  {address}")
+    terminal.show(f"  {address}")
 
 
 @cli.command("list", epilog=_EPILOG)
@@ -146,12 +164,10 @@ def _as_row(backup: Backup) -> list[str]:
 
 
 def _checked(backup: Backup) -> str:
-    """The last check of each copy, the deeper level first."""
+    """What is known of each copy."""
     said = []
     for copy in backup.copies:
-        checks = copy.verification.checks if copy.verification else {}
-        levels: tuple[Level, ...] = ("content", "checksum")
-        for check in [checks[level] for level in levels if level in checks][:1]:
+        if check := copy.verification.verdict() if copy.verification else None:
             verdict = check.level if check.passed else f"{check.level} FAILED"
             said.append(f"{copy.store.label}: {verdict}, {terminal.age(check.time)}")
     return "; ".join(said) or "never"
@@ -185,7 +201,7 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
     reads the dump to its end, and compares every digest. The result is recorded beside the copy.
     """
     settings = load()
-    found = find(settings, backup, database)
+    found = find(settings, backup, database, usable=False)
     copies = [copy for copy in found.copies if store in (None, copy.store.label)]
     if not copies:
         raise click.UsageError(f"{found.id} has no copy in the store {store}")
@@ -200,7 +216,8 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
     if as_json:
         terminal.document([{"address": a, **check.model_dump(mode="json")} for a, check in checks])
     if failed := [address for address, check in checks if not check.passed]:
-        raise IntegrityError(
+        raise _Told(
+            IntegrityError.exit_code,
             f"{' and '.join(failed)} did not pass",
             hint="keep the copy that passed; if none did, take a backup now and look at the disk or bucket",
         )
@@ -242,6 +259,14 @@ def doctor(as_json: bool) -> None:
         sys.exit(worst)
 
 
+class _Told(BackupDagError):
+    """An error whose verb has put its one JSON document out already."""
+
+    def __init__(self, exit_code: int, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
 def main() -> None:
     """Runs a verb; every way it can end has its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -251,21 +276,25 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except BackupDagError as error:
-        _show_error(error.exit_code, error.message, error.hint)
+        _end(error)
     except (KeyboardInterrupt, click.Abort):
-        _show_error(INTERRUPTED, "interrupted; nothing was left behind", "")
+        interrupted = BackupDagError("interrupted; nothing half-made was left behind")
+        interrupted.exit_code = INTERRUPTED
+        _end(interrupted)
     except Exception as error:
         traceback.print_exc()
-        _show_error(1, f"unexpected: {type(error).__name__}", "report it with the lines above")
+        _end(BackupDagError(f"unexpected: {type(error).__name__}", hint="report it with the lines above"))
 
 
-def _show_error(code: int, message: str, hint: str) -> None:
-    if "--json" in sys.argv and code != IntegrityError.exit_code:
-        terminal.document({"error": message, "hint": hint, "exit_code": code})
-    terminal.say(f"error: {message}")
-    if hint:
-        terminal.say(f"  → {hint}")
-    sys.exit(code)
+def _end(error: BackupDagError) -> None:
+    if "--json" in sys.argv and not isinstance(error, _Told):
+        terminal.document(_error_document(error))
+    terminal.say(f"error: {error}")
+    sys.exit(error.exit_code)
+
+
+def _error_document(error: BackupDagError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -1,25 +1,32 @@
 """Real servers by fixture. One that does not start fails the run; none is skipped in silence."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import boto3
 import psycopg2
 import pytest
 from pydantic import SecretStr
 
+from backup_dag.cli import main
 from backup_dag.core.databases import Database, Plan
 from backup_dag.core.settings import Settings
 from demo.sample import load
 from demo.servers import Postgres, S3Server, available_versions
+from tests.gate import Gate
 
 KEY = "correct horse battery staple 42"
+PASSWORD = "pass/word: of@the server"
+MARKER = "the row that must not lie about in plain text"
 REQUIRED = {16, 18}  # from the wheel; 15 too where the system has it
 
 
@@ -115,6 +122,45 @@ def sample(postgres: Postgres, sample_urls: Mapping[int, str]) -> str:
     return sample_urls[postgres.version]
 
 
+@pytest.fixture(scope="session")
+def guarded_postgres(ground: Path) -> Iterator[Postgres]:
+    """A server that wants a password. A test may kill it, if it starts it again."""
+    with Postgres(ground / "guarded", password=PASSWORD) as server:
+        yield server
+
+
+def fill(url: str, kilobytes: int) -> None:
+    """A table `large` that does not compress to less than half, with MARKER in every row."""
+    noise = "SELECT string_agg(md5(n::text || k::text), '') FROM generate_series(1, 30) k"
+    rows = f"SELECT n, '{MARKER}' AS marker, ({noise}) AS noise FROM generate_series(1, {kilobytes}) n"
+    run_sql(url, f"CREATE TABLE large AS {rows}")
+
+
+@pytest.fixture(scope="session")
+def large(postgres: Postgres) -> str:
+    """The url of a database of 24 MB on the newest version. Read only, please."""
+    url = make_database(postgres, "large")
+    fill(url, 24_000)
+    return url
+
+
+@pytest.fixture
+def gated() -> Iterator[Callable[[str, int], tuple[str, Gate]]]:
+    """Puts a gate in front of the server that a url names; the url through it, and the gate."""
+    gates = []
+
+    def put(url: str, limit: int) -> tuple[str, Gate]:
+        parts = urlsplit(url)
+        assert parts.port is not None
+        gates.append(Gate(parts.port, limit))
+        login = parts.netloc.rpartition(":")[0]
+        return parts._replace(netloc=f"{login}:{gates[-1].port}").geturl(), gates[-1]
+
+    yield put
+    for gate in gates:
+        gate.close()
+
+
 @pytest.fixture
 def bin_dirs() -> tuple[Path, ...]:
     return tuple(available_versions().values())
@@ -170,9 +216,46 @@ class Terminal:
             text=True,
         )
 
+    @contextmanager
+    def running(self, *words: str, **changed: str) -> "Iterator[subprocess.Popen[str]]":
+        """The same for the length of a block: killed at its end, if it still runs then."""
+        process = self.start(*words, **changed)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
     @property
     def backups(self) -> Path:
         return self.folder / "backups"
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`Terminal.run`, within this process: the same entry, environment and folder in a tenth of the time."""
+
+    def run(ours: Terminal, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        ending = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        with monkeypatch.context() as patched:
+            for name in list(os.environ):
+                patched.delenv(name)
+            for name, value in {**ours.environment, **changed}.items():
+                patched.setenv(name, value)
+            patched.chdir(ours.folder)
+            patched.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials it has seen
+            patched.setattr(sys, "argv", ["backup-dag", *words])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        signal.signal(signal.SIGTERM, ending)
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

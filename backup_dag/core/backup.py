@@ -5,6 +5,7 @@ leaves nothing behind.
 """
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from backup_dag import __version__
 from backup_dag.core import postgres
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
+from backup_dag.core.errors import GuardRefused
 from backup_dag.core.key import Key, encryption_key
 from backup_dag.core.manifest import (
     CHECKSUM,
@@ -58,8 +60,14 @@ def order_for(database: Database, settings: Settings, day: date | None, *, sched
     """An order for a day (None: today, in the settings' zone).
 
     A backup made after its day has passed says so: what it holds is today's state, not that day's.
+    Raises GuardRefused for a day that has not come.
     """
     today = datetime.now(settings.zone).date()
+    if day is not None and day > today:
+        raise GuardRefused(
+            f"{day} has not come yet (today is {today} in {settings.backup_timezone})",
+            hint="back up today's day, or see BACKUP_TIMEZONE",
+        )
     if day is not None and day < today:
         return Order(database, day, "late")
     return Order(database, day or today, "scheduled" if scheduled else "manual")
@@ -237,17 +245,28 @@ def _write(path: Path, text: str) -> None:
 def recovery_by_hand(backup: BackupId, artifact: str, globals_file: str, facts: DatabaseFacts) -> list[str]:
     """Two lines for a shell that bring a backup back without us, on an empty server."""
     name = shlex.quote(facts.dbname)
+    if facts.dbname.startswith("-"):
+        name = f"-- {name}"
+    # psql and pg_restore take a name with = or :// for a connection string
+    target = shlex.quote(
+        f"dbname={_in_conninfo(facts.dbname)}" if re.search("=|://", facts.dbname) else facts.dbname
+    )
     options = {"encoding": facts.encoding, "lc-collate": facts.collate, "lc-ctype": facts.ctype}
     if facts.locale_provider != "libc" and facts.locale:
         options |= {"locale-provider": facts.locale_provider, f"{facts.locale_provider}-locale": facts.locale}
     chosen = " ".join(f"--{option}={shlex.quote(value)}" for option, value in options.items())
-    load = "psql -X -q -v ON_ERROR_STOP=1 --single-transaction"
+    load = "psql -X -q -o /dev/null -v ON_ERROR_STOP=1"
     if ".dump." in artifact:
-        load = "pg_restore --exit-on-error --single-transaction"
+        load = "pg_restore --exit-on-error"
     return [
         f"sha256sum -c {backup}.{CHECKSUM} && createdb --template=template0 {chosen} {name}",
-        f"{_plain(globals_file)} | psql -X -q -d {name} && {_plain(artifact)} | {load} -d {name}",
+        f"set -o pipefail; {_plain(globals_file)} | psql -X -q -d {target}"
+        f" && {_plain(artifact)} | {load} -d {target}",
     ]
+
+
+def _in_conninfo(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _plain(file: str) -> str:

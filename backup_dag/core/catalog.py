@@ -108,11 +108,14 @@ class Catalog:
             )
         return Backup(backup, tuple(copies))
 
-    def latest(self, database: str | None = None) -> Backup:
-        """The newest backup by snapshot time that some copy of can be used. Raises BackupNotFound."""
+    def latest(self, database: str | None = None, *, usable: bool = True) -> Backup:
+        """The newest backup by snapshot time; with `usable`, the newest with a copy that can be used.
+
+        Raises BackupNotFound.
+        """
         for backup in self.survey(database).ids:
             found = self.load(backup)
-            if any(not copy.fault for copy in found.copies):
+            if not usable or any(not copy.fault for copy in found.copies):
                 return found
         places = " or ".join(store.address() for store in self.stores)
         raise BackupNotFound(
@@ -131,14 +134,14 @@ def open_stores(settings: Settings, s3_client: Any = None) -> list[Store]:
     return stores
 
 
-def find(settings: Settings, reference: str, database: str | None = None) -> Backup:
-    """The backup that a person means: `latest`, an id, a path, or an s3:// address.
+def find(settings: Settings, reference: str, database: str | None = None, *, usable: bool = True) -> Backup:
+    """The backup that a person means: `latest` (`usable`, see there), an id, a path, or an s3:// address.
 
     Raises:
         BackupNotFound: there is none, or the reference is not one.
     """
     if reference == "latest":
-        return Catalog(open_stores(settings)).latest(database)
+        return Catalog(open_stores(settings)).latest(database, usable=usable)
     folder, name = os.path.split(reference)
     match = _STEM.fullmatch(f"{name}.".replace("..", ".", 1)) or _STEM.fullmatch(name)
     backup = BackupId.parse(match.group(1)) if match else BackupId.parse(name)
@@ -190,12 +193,12 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
         manifest = read_manifest(store.read(backup.file(MANIFEST)), backup.file(MANIFEST))
     except BackupDagError as error:
         return Copy(store, None, None, f"{store.address(backup.file(MANIFEST))}: {error.message}")
+    fault = ""
     for file in manifest.files:
         if sizes.get(file.name) != file.bytes:
             found = f"{sizes[file.name]:,} bytes" if file.name in sizes else "not there"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
-            return Copy(store, manifest, None, fault)
-    return Copy(store, manifest, verification(store, backup, sizes))
+    return Copy(store, manifest, verification(store, backup, sizes), fault)
 
 
 def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verification | None:

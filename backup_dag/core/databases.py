@@ -105,7 +105,8 @@ def configured(settings: Settings, env_file: Path | None = Path(".env")) -> tupl
     if settings.database_url is not None:
         url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
         found.append(Database(name=_name_for(url), url=SecretStr(url), plan=Plan(**defaults)))
-    found += _from_file(settings.backup_config, defaults, env_file)
+    required = "backup_config" in settings.model_fields_set
+    found += _from_file(settings.backup_config, defaults, env_file, required=required)
     if not found:
         raise ConfigurationError(
             f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
@@ -133,17 +134,28 @@ def choose(databases: Sequence[Database], name: str | None) -> Database:
     raise ConfigurationError(said, hint=f"choose one with --database: {known}")
 
 
-def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None) -> list[Database]:
+def _from_file(
+    path: Path, defaults: dict[str, Any], env_file: Path | None, *, required: bool
+) -> list[Database]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if required:
+            raise ConfigurationError(f"there is no {path}", hint="see BACKUP_CONFIG") from None
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None
     try:
-        tables = tomllib.loads(text).get("databases")
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}", hint="mend that line") from None
+    for key in document:
+        if key != "databases":
+            raise ConfigurationError(
+                f"{path}, line {_line_of_table(text, key)}, {key}: unknown",
+                hint="only [databases.NAME] is known",
+            )
+    tables = document.get("databases")
     if not isinstance(tables, dict):
         raise ConfigurationError(f"{path} has no [databases.NAME] table", hint="add one for each database")
     return [_one(path, text, name, table, defaults, env_file) for name, table in tables.items()]
@@ -189,6 +201,12 @@ def _line_of(text: str, name: str, key: str | None) -> int:
         elif inside and key and wanted.match(line):
             return number
     return at
+
+
+def _line_of_table(text: str, key: str) -> int:
+    """The line where a top-level key or table first stands (counted from 1)."""
+    wanted = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[].=]""")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if wanted.match(line)), 1)
 
 
 def _checked_url(url: str, variable: str) -> str:

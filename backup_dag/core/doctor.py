@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import log2
@@ -20,7 +21,7 @@ from backup_dag.core.errors import BackupDagError, BackupNotFound, DatabaseError
 from backup_dag.core.gpg import gpg_at
 from backup_dag.core.key import encryption_key
 from backup_dag.core.postgres import Session, connected
-from backup_dag.core.settings import Settings, load
+from backup_dag.core.settings import Settings, environment_value, load
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.work import work_directory
 
@@ -126,7 +127,7 @@ def _database(settings: Settings, database: Database) -> Iterator[Finding]:
 def _privileges(database: Database, session: Session) -> Finding:
     what = f"{database.name} privileges"
     hidden = [row["name"] for row in session.rows(_HIDDEN_BY_ROW_SECURITY)]
-    unreadable = [row["name"] for row in session.rows(_UNREADABLE)]
+    unreadable = [row["name"] for row in session.rows(_UNREADABLE) + session.rows(_UNREADABLE_OBJECTS)]
     if hidden or unreadable:
         said = (
             f"may not read {_some(unreadable)}"
@@ -134,7 +135,7 @@ def _privileges(database: Database, session: Session) -> Finding:
             else f"row security hides rows of {_some(hidden)}"
         )
         advice = (
-            "GRANT pg_read_all_data, or exclude them in backup.toml"
+            "GRANT pg_read_all_data; large objects each need GRANT SELECT"
             if unreadable
             else "ALTER ROLE … BYPASSRLS"
         )
@@ -163,6 +164,16 @@ _UNREADABLE = f"""
 """
 
 
+# pg_read_all_data does not reach large objects (has_largeobject_privilege came with PostgreSQL 18)
+_UNREADABLE_OBJECTS = """
+    SELECT 'large object ' || m.oid AS name FROM pg_largeobject_metadata m, pg_roles r
+    WHERE r.rolname = current_user AND NOT r.rolsuper AND NOT pg_has_role(m.lomowner, 'USAGE')
+      AND NOT EXISTS (SELECT FROM aclexplode(m.lomacl) a WHERE a.privilege_type = 'SELECT'
+                      AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')))
+    ORDER BY m.oid LIMIT 1000
+"""
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -184,7 +195,10 @@ def _disk(settings: Settings) -> Iterator[Finding]:
             latest = Catalog([LocalStore(settings.backup_dir)]).latest(database.name)
             need += latest.manifest.artifact.bytes
         except BackupNotFound:
-            with connected(database.address) as session:
+            with (
+                suppress(DatabaseError),
+                connected(database.address) as session,
+            ):  # said of the database itself
                 need += session.expected_dump_bytes() // 2
     said = (
         f"{free / 1e9:,.1f} GB free in {settings.backup_dir}, the next night needs about {need / 1e9:,.2f} GB"
@@ -201,11 +215,12 @@ def _stores(settings: Settings) -> Iterator[Finding]:
     for store in open_stores(settings):
         began = time.monotonic()
         try:
-            store.probe()
+            may_remove = store.probe()
         except BackupDagError as error:
             yield _failed(f"{store.label} store", error)
         else:
-            said = f"wrote, read and removed a file in {store.address()} in {time.monotonic() - began:.2f} s"
+            did = "wrote, read and removed" if may_remove else "wrote and read, but may not remove,"
+            said = f"{did} a file in {store.address()} in {time.monotonic() - began:.2f} s"
             yield ok(f"{store.label} store", said)
     if not settings.aws_s3_bucket:
         yield warn(
@@ -222,7 +237,7 @@ def _zone(settings: Settings) -> Iterator[Finding]:
 
 def _dagster() -> Iterator[Finding]:
     """Asks Dagster itself, in a process of its own: this program does without it."""
-    home = os.environ.get("DAGSTER_HOME")
+    home = environment_value("DAGSTER_HOME")
     if not home:
         advice = (
             "set DAGSTER_HOME to the project's folder for schedules and history; the terminal does without"
@@ -230,7 +245,9 @@ def _dagster() -> Iterator[Finding]:
         yield warn("Dagster", "DAGSTER_HOME is not set: nothing runs at night from here", advice)
         return
     try:
-        process.output([sys.executable, "-m", "dagster", "instance", "info"], env=dict(os.environ))
+        process.output(
+            [sys.executable, "-m", "dagster", "instance", "info"], env={**os.environ, "DAGSTER_HOME": home}
+        )
     except process.ChildFailed as failed:
         last = failed.stderr.splitlines()[-1] if failed.stderr else str(failed)
         yield Finding(

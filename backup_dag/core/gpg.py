@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Gpg(gnupg.GPG):  # type: ignore[misc]
         self.children.append(child)
         return child
 
+    def _read_response(self, stream: Any, result: Any) -> None:
+        stream.errors = "backslashreplace"  # what gpg quotes from a broken message need not be text
+        super()._read_response(stream, result)
+
 
 @contextmanager
 def gpg_at(home: Path, options: list[str]) -> Iterator[Gpg]:
@@ -68,10 +72,10 @@ def through(
         GpgFailed: by its own word or its exit status.
         Whatever the sink raised.
     """
-    read_end, write_end = os.pipe()
-    source = Source(read_end)
-    output = _Output(sink, source)
     with ThreadPoolExecutor(1) as thread, gpg_at(home, options) as gpg:
+        read_end, write_end = os.pipe()
+        source = Source(read_end)
+        output = _Output(sink, source)
         gpg.on_data = output.take
         ended = thread.submit(source.closed_after, lambda: run(gpg, source))
         try:
@@ -79,7 +83,8 @@ def through(
                 yield writer
         except BaseException as error:
             if output.error or isinstance(error, BrokenPipeError):
-                _settle(ended, output)
+                with suppress(_GivenUp):
+                    _settle(ended, output)
             raise
         _settle(ended, output)
 
@@ -89,6 +94,8 @@ def _settle(ended: Future[Any], output: "_Output") -> None:
     try:
         result = ended.result()
     except (OSError, ValueError) as error:
+        if output.error is None and isinstance(error, _GivenUp):
+            raise
         raise (output.error or GpgFailed(str(error))) from None
     if output.error:
         raise output.error
@@ -96,6 +103,10 @@ def _settle(ended: Future[Any], output: "_Output") -> None:
         lines = [line.strip() for line in result.stderr.splitlines() if not line.startswith("[GNUPG:]")]
         said = "; ".join(line for line in lines if line) or result.status or "gpg said nothing"
         raise GpgFailed(f"{said} (gpg's exit status {result.returncode})")
+
+
+class _GivenUp(OSError):
+    """Our own end of the stream failed first."""
 
 
 class Source:
@@ -108,7 +119,7 @@ class Source:
     def read(self, size: int) -> bytes:
         block = b"" if self._aborted else self._file.read(size)
         if not block and self._aborted:
-            raise OSError("the stream was given up")
+            raise _GivenUp
         return block or b""
 
     def abort(self) -> None:

@@ -91,4 +91,9 @@ def _public_key(home: Path, recipient: str) -> str:
             f"gpg knows no public key for the recipient {recipient!r} in {home}",
             hint=f"gpg --homedir {home} --import KEYFILE, or set BACKUP_GPG_HOME to the right keyring",
         )
+    if "E" not in keys[0]["cap"]:
+        raise ConfigurationError(
+            f"the key of the recipient {recipient!r} cannot encrypt: it has no such part, or has expired",
+            hint=f"gpg --homedir {home} --list-keys shows what each key is for, and until when",
+        )
     return str(keys[0]["fingerprint"])

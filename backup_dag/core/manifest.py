@@ -58,6 +58,7 @@ class BackupId:
         return f"{self}.{ending}"
 
 
+_ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz(\.gpg)?")
 MANIFEST, CHECKSUM, VERIFICATION = "json", "sha256", "verify.json"
 """The endings of the files beside an artifact."""
 
@@ -237,6 +238,14 @@ class Verification(_Document):
     backup: str
     checks: dict[Level, Check] = {}
 
+    def verdict(self) -> Check | None:
+        """What is to be believed of the copy now: a failed check, unless a later one that looks deeper
+        passed; else the deepest check that passed. None where nothing was checked."""
+        content, checksum = self.checks.get("content"), self.checks.get("checksum")
+        if content is None or checksum is None:
+            return content or checksum
+        return checksum if not checksum.passed and checksum.time > content.time else content
+
     def with_check(self, check: Check) -> "Verification":
         return self.model_copy(update={"checks": {**self.checks, check.level: check}})
 
@@ -259,17 +268,17 @@ def read_manifest(text: bytes, name: str) -> Manifest:
                 hint="read it with the version of backup-dag that wrote it, or a newer one",
             )
         manifest = Manifest.model_validate_json(text)
-        named_well = BackupId.parse(manifest.backup) is not None and name == f"{manifest.backup}.{MANIFEST}"
-        plain_names = all(
-            file.name.startswith(f"{manifest.backup}.") and "/" not in file.name for file in manifest.files
-        )
+        backup = BackupId.parse(manifest.backup)
     except (ValueError, ValidationError, AttributeError, RecursionError) as error:
         raise IntegrityError(
             f"{name} is not a manifest: {next(iter(str(error).splitlines()), '')}",
             hint="compare it with the other store's copy; the artifact beside it can still be read by hand",
         ) from None
-    if not (named_well and plain_names):
+    if backup is None or name != backup.file(MANIFEST) or manifest.database != backup.database:
         raise IntegrityError(
-            f"{name} describes another backup ({manifest.backup})", hint="see who renamed or wrote it"
+            f"{name} describes another backup ({manifest.backup!r})", hint="see who renamed or wrote it"
         )
+    names = [file.name.removeprefix(f"{backup}.") for file in manifest.files]
+    if not all(_ENDING.fullmatch(ending) for ending in names) or len(set(names)) != len(names):
+        raise IntegrityError(f"{name} names files that no backup has: {names}", hint="see who wrote it")
     return manifest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.errors import BackupNotFound
+from backup_dag.core.errors import BackupDagError, BackupNotFound
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.store.local import LocalStore
@@ -37,10 +37,11 @@ def copy_offsite(
     day: date | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Copied]:
-    """Copies what the bucket lacks of a database's local backups (of one partition day), the newest last.
+    """Copies a database's local backups (of one partition day) that the bucket lacks, the newest first.
 
-    The newest is compared where it is there already; older ones that are there are left at that. May
-    be repeated at any time.
+    The newest is compared where it is there already; older ones that are there are left at that. One
+    that cannot be copied keeps no other from it: its error is raised when all have been tried. May be
+    repeated at any time.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
@@ -54,15 +55,24 @@ def copy_offsite(
             hint="make one first (backup-dag backup); an upload needs the local copy",
         )
     there = set(Catalog([bucket]).survey(database).ids)
+    failed: BackupDagError | None = None
     for manifest in whole:
-        if manifest.id not in there or manifest is whole[-1]:
+        if manifest.id in there and manifest is not whole[0]:
+            continue
+        try:
             yield Copied(manifest, publish(bucket, manifest, local.folder, observer))
+        except BackupDagError as error:
+            failed = failed or error
+            if error.retryable:
+                break
+    if failed is not None:
+        raise failed
 
 
 def _whole(local: LocalStore, database: str) -> Iterator[Manifest]:
-    """The manifests of the local backups that can be used, the newest last."""
+    """The manifests of the local backups that can be used, the newest first."""
     catalog = Catalog([local])
-    for backup in reversed(catalog.survey(database).ids):
+    for backup in catalog.survey(database).ids:
         copy = catalog.load(backup).copies[0]
         if copy.manifest is not None and not copy.fault:
             yield copy.manifest

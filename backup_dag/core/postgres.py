@@ -3,8 +3,9 @@
 The only room that knows psycopg2. A password reaches a child through its environment, never argv.
 """
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -61,15 +62,20 @@ class Address:
     def dbname(self) -> str:
         return str(self.parts["dbname"])
 
+    def dbname_for_argv(self) -> str:
+        """The database's name, for a program that takes `a=b` or `postgresql://…` for a connection string."""
+        return str(make_dsn(dbname=self.dbname))
+
     def for_argv(self, **changed: str) -> str:
         """A connection string without the password, fit for a command line."""
         open_parts = {name: value for name, value in self.parts.items() if name != "password"}
         return str(make_dsn(**{"application_name": "backup-dag", **open_parts, **changed}))
 
     def environment(self) -> dict[str, str]:
-        """A child's environment, with the password where there is one."""
+        """A client's environment: libpq's own variables, and the password where there is one."""
+        libpq = {name: value for name, value in os.environ.items() if name.startswith(("PG", "KRB5"))}
         password = self.parts.get("password")
-        return process.environment({"PGPASSWORD": str(password)} if password else {})
+        return process.environment({**libpq, **({"PGPASSWORD": str(password)} if password else {})})
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Session:
         try:
             yield
         finally:
-            if not self._connection.closed:
+            with suppress(DatabaseError):  # a connection that has gone has let go of it
                 self.row(f"SELECT pg_advisory_unlock{key} AS released")
 
     def _lock_holder(self) -> str:
@@ -149,7 +155,7 @@ class Session:
             taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
             yield Snapshot(taken["name"], taken["time"])
         finally:
-            if not self._connection.closed:
+            with suppress(DatabaseError):
                 self.rows("ROLLBACK")
 
     def server(self) -> Server:

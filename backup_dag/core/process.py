@@ -24,7 +24,7 @@ from backup_dag.core.stream import BLOCK
 
 _SETPRIV = shutil.which("setpriv")
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-_PASSED_ON_FAMILIES = ("LC_", "PG", "KRB5", "SSL_CERT")
+_PASSED_ON_FAMILIES = ("LC_", "SSL_CERT")
 _KEPT_OF_STDERR = 16 * 1024
 _PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 _PAUSE = 0.002  # seconds in which a slow writer fills a pipe, so that we wake for more than a few KiB
@@ -39,13 +39,20 @@ class ChildFailed(Exception):
     """A child ended with another status than 0. `stderr` is the end of what it said."""
 
     def __init__(self, program: str, status: int, stderr: str) -> None:
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited {status}"
+        how = f"was killed by {_signal(-status)}" if status < 0 else f"exited {status}"
         super().__init__(f"{program} {how}" + (f": {stderr}" if stderr else ""))
         self.program, self.status, self.stderr = program, status, stderr
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a child may know: where things are and how to reach a server, plus `extra`."""
+    """What a child may know: where things are, plus `extra`."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -80,15 +87,14 @@ def start(
 
 def stop(child: Popen) -> None:
     """Ends the child and everything it started, and reaps it. Harmless when it has ended already."""
-    for ending, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
-        if child.poll() is not None:
-            return
+    if child.poll() is None:
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, ending)
-        try:
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+            os.killpg(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_PATIENCE)
+    with suppress(ProcessLookupError, PermissionError):  # whoever is left in its group
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 class Child:
@@ -133,6 +139,9 @@ class Child:
         except BrokenPipeError:
             self.wait()
             raise
+
+    def stop(self) -> None:
+        stop(self._popen)
 
     def wait(self) -> None:
         """Waits for the end. Raises ChildFailed unless the status was 0."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backup_dag.core.errors import ConfigurationError
@@ -85,6 +85,16 @@ class Settings(BaseSettings):
         prefix = value.strip("/")
         return f"{prefix}/" if prefix else ""
 
+    @model_validator(mode="after")
+    def _go_together(self) -> "Settings":
+        if (self.backup_s3_object_lock_mode is None) != (self.backup_s3_object_lock_days is None):
+            raise ValueError(
+                "BACKUP_S3_OBJECT_LOCK_MODE and BACKUP_S3_OBJECT_LOCK_DAYS are set together or not at all"
+            )
+        if self.backup_s3_sse_kms_key_id and self.backup_s3_sse != "aws:kms":
+            raise ValueError("BACKUP_S3_SSE_KMS_KEY_ID needs BACKUP_S3_SSE=aws:kms")
+        return self
+
     @property
     def zone(self) -> ZoneInfo:
         """Where days begin and end: partition days are days in this zone."""
@@ -94,10 +104,13 @@ class Settings(BaseSettings):
         """The symmetric passphrase, from BACKUP_ENCRYPTION_KEY or the first line of …_KEY_FILE.
 
         Raises:
-            ConfigurationError: both are set, the file cannot be read, or its first line is empty.
+            ConfigurationError: both are set, the file cannot be read, its first line is empty, or gpg
+                cannot take what it holds.
         """
         if self.backup_encryption_key_file is None:
-            return self.backup_encryption_key.get_secret_value() if self.backup_encryption_key else None
+            return (
+                _usable(self.backup_encryption_key.get_secret_value()) if self.backup_encryption_key else None
+            )
         if self.backup_encryption_key is not None:
             raise ConfigurationError(
                 "BACKUP_ENCRYPTION_KEY and BACKUP_ENCRYPTION_KEY_FILE are both set",
@@ -122,7 +135,8 @@ def load(env_file: Path | None = Path(".env")) -> Settings:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors()
+            ": ".join([*(str(place).upper() for place in fault["loc"][:1]), fault["msg"]])
+            for fault in error.errors()
         )
         raise ConfigurationError(
             f"reading the settings failed: {faults}",
@@ -136,7 +150,12 @@ def environment_value(name: str, env_file: Path | None = Path(".env")) -> str | 
 
 
 def _file_values(env_file: Path | None) -> dict[str, str | None]:
-    return dotenv_values(env_file) if env_file else {}
+    try:
+        return dotenv_values(env_file) if env_file else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"reading {env_file} failed: {error}", hint="make it readable UTF-8"
+        ) from None
 
 
 def _first_line(path: Path) -> str:
@@ -153,4 +172,13 @@ def _first_line(path: Path) -> str:
             f"the first line of BACKUP_ENCRYPTION_KEY_FILE ({path}) is empty",
             hint="write the passphrase on the first line",
         )
-    return line
+    return _usable(line)
+
+
+def _usable(passphrase: str) -> str:
+    if any(character in passphrase for character in "\r\n\0"):
+        raise ConfigurationError(
+            "the passphrase in BACKUP_ENCRYPTION_KEY or its file holds a line break or a NUL",
+            hint="gpg cannot take that; choose one without (openssl rand -base64 32)",
+        )
+    return passphrase

@@ -109,11 +109,14 @@ def _content_faults(
 
 def _read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> tuple[Hashing, Hashing]:
     """Fetches, decrypts and decompresses into `plain`; the gzip and the encrypted stream as seen."""
-    with decompressing(plain) as gunzip:
-        compressed = Hashing(gunzip)
-        with decrypting(compressed, key, work) as gpg:
-            encrypted = Hashing(gpg)
-            store.fetch(file.name, encrypted)
+    try:
+        with decompressing(plain) as gunzip:
+            compressed = Hashing(gunzip)
+            with decrypting(compressed, key, work) as gpg:
+                encrypted = Hashing(gpg)
+                store.fetch(file.name, encrypted)
+    except IntegrityError as error:
+        raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
     return compressed, encrypted
 
 

@@ -29,7 +29,8 @@ def work_directory(backup_dir: Path) -> Iterator[Path]:
     """
     room = backup_dir / _ROOM
     try:
-        room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        backup_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        room.mkdir(mode=0o700, exist_ok=True)
         sweep(backup_dir)
         path = Path(tempfile.mkdtemp(prefix="run-", dir=room))
         lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)

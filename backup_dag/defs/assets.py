@@ -147,9 +147,9 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
         with _in_dagsters_words(context):
             local, bucket = LocalStore(settings.backup_dir), S3Store(s3.get_client(), settings)
-            *_, copied = copy_offsite(local, bucket, database.name, day, _progress(context, "uploaded"))
-        values = metadata.of_copy(copied, time.monotonic() - began)
-        return MaterializeResult(metadata=values, data_version=DataVersion(copied.manifest.artifact.sha256))
+            newest, *_ = copy_offsite(local, bucket, database.name, day, _progress(context, "uploaded"))
+        values = metadata.of_copy(newest, time.monotonic() - began)
+        return MaterializeResult(metadata=values, data_version=DataVersion(newest.manifest.artifact.sha256))
 
     return copy
 

@@ -54,7 +54,9 @@ class _Gunzip:
         self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
 
     def write(self, data: bytes) -> None:
-        if self._inflater.eof and data:
+        if not data:
+            return
+        if self._inflater.eof:
             raise _broken("there are bytes after its end")
         try:
             self._sink.write(self._inflater.decompress(data, BLOCK))

@@ -47,7 +47,7 @@ def dumping_roles(address: Address, clients: Clients, *, hashes: bool) -> Iterat
     argv: process.Argv = [
         clients.program("pg_dumpall"),
         f"--dbname={address.for_argv()}",
-        f"--database={address.dbname}",
+        f"--database={address.dbname_for_argv()}",
         "--roles-only",
         "--no-password",
         *([] if hashes else ["--no-role-passwords"]),
@@ -82,14 +82,23 @@ def as_sql(sink: Writer, clients: Clients, *, format: str) -> Iterator[Writer]:
             child.end_input()
             copied.result()
         except (process.ChildFailed, BrokenPipeError) as failed:
+            if isinstance(failed, process.ChildFailed) and failed.program != "pg_restore":
+                raise  # pg_dump's, on its way through here
+            if (cause := copied.exception()) and not isinstance(cause, process.ChildFailed):
+                raise cause from None
             raise IntegrityError(
                 f"reading the custom archive failed: {failed}", hint="use another copy, or another backup"
             ) from failed
 
 
 def _copy(child: process.Child, sink: Writer) -> None:
-    while block := child.read():
-        sink.write(block)
+    """From pg_restore to the sink. A sink that fails ends pg_restore, or our writing to it would wait."""
+    try:
+        while block := child.read():
+            sink.write(block)
+    except BaseException:
+        child.stop()
+        raise
 
 
 def properties_sql(address: Address, statements: Sequence[str]) -> bytes:
@@ -112,6 +121,8 @@ def _failure(doing: str, address: Address, failed: process.ChildFailed) -> Backu
             hint="see who killed it (out of memory? journalctl -k), then run the backup again",
         )
     hints = {
+        "permission denied for large object": "GRANT SELECT ON LARGE OBJECT … to this role, or leave them"
+        " out with pg_dump_options = ['--no-large-objects']",
         "permission denied": "grant this role pg_read_all_data, or exclude the table by name in backup.toml",
         "row-level security": "give this role BYPASSRLS: rows that it may not see would be missing",
         "server version mismatch": "install a client as new as the server, and see backup-dag doctor",

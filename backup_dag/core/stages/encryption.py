@@ -17,7 +17,7 @@ from backup_dag.core.stream import Writer
 
 _AES256 = ["--cipher-algo", CIPHER, "--compress-algo", "none"]
 _ITERATED = ["--s2k-cipher-algo", CIPHER, "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712"]
-_ALONE = ["--no-options", "--no-autostart", *_ITERATED]
+_ALONE = ["--no-options", "--no-keyring", "--no-autostart", *_ITERATED]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ The source of the format: pg_dump's `pg_backup_archiver.c` and the COPY page of 
 import hashlib
 import json
 import re
+from enum import Enum, auto
 
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Content, LargeObjects, Table
@@ -22,13 +23,32 @@ _TOKEN = re.compile(
 )
 _QUOTED = rb'"(?:[^"]++|"")*+"'
 _COPY = re.compile(rb"COPY ((?:%b|[^\s\"(])++) (?:\((?:%b|[^\")])*+\))? ?FROM stdin;\n" % (_QUOTED, _QUOTED))
-_HEADER = re.compile(rb"-- (?:Data for )?Name: .*; Type: ([A-Z ]+); Schema: .*; Owner: ")
+_HEADER = re.compile(rb"-- (?:Data for )?Name: ")
+_SEQUENCE = re.compile(rb"-- Name: .*; Type: SEQUENCE SET; Schema: ")
+_LARGE_OBJECTS = re.compile(rb"-- Data for Name: (?:BLOBS|[0-9.]+); Type: BLOBS; Schema: -; Owner: ")
 _UNSTEADY = (b"-- Dumped from database version ", b"-- Dumped by pg_dump version ")
 _TRAILER = b"-- PostgreSQL database dump complete\n"
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']++|'')*+)', (-?\d+), (true|false)\);\n")
 _LARGE_OBJECT = b"SELECT pg_catalog.lo_open("
 _ROWS_END = re.compile(rb"\n\\\.\n")  # a search for it runs faster than bytes.find
 _LONGEST_PART = 3  # of that end, which may stand at the end of a block
+
+
+class _Section(Enum):
+    """What the text belongs to. Only before the first header, and after the trailer, is it nothing's."""
+
+    PREAMBLE = auto()
+    SCHEMA = auto()
+    SEQUENCE = auto()
+    LARGE_OBJECTS = auto()
+    END = auto()
+
+
+def _section_of(header: bytes) -> _Section:
+    """A hostile name can move text from one digest to another, and never out of all of them."""
+    if _LARGE_OBJECTS.match(header):
+        return _Section.LARGE_OBJECTS
+    return _Section.SEQUENCE if _SEQUENCE.match(header) else _Section.SCHEMA
 
 
 class Fingerprint:
@@ -41,7 +61,7 @@ class Fingerprint:
         self._held = b""  # come, but not yet read
         self._quote = b""  # what ends the quoted text we are in, if we are
         self._rows: _Rows | None = None  # the table whose rows we are in, if we are
-        self._kind = b"PREAMBLE"
+        self._section = _Section.PREAMBLE
         self._tables: dict[str, _Rows] = {}
         self._sequence_text = bytearray()
         self._sequences: dict[str, str] = {}
@@ -96,6 +116,10 @@ class Fingerprint:
 
     def _read_text(self, data: bytes, at: int) -> int:
         """Reads whole lines outside of COPY's rows, as far as they have come or to the next rows."""
+        if self._quote and data.find(self._quote, at) < 0:  # quoted text may be long, and one line
+            stop = max(at, len(data) - len(self._quote) + 1)
+            self._take(data, at, stop)
+            return stop
         stop = data.rfind(b"\n", at) + 1
         taken = at
         while at < stop:
@@ -122,23 +146,28 @@ class Fingerprint:
             return taken
         header = _HEADER.match(word)
         if header is None and not word.startswith((b"\\", *_UNSTEADY)):
-            self._complete = self._complete or word == _TRAILER
+            if word == _TRAILER:
+                self._complete = True
+                self._take(data, taken, token.end())
+                self._end_of_sequences()
+                self._section = _Section.END
+                return token.end()
             return taken
         self._take(data, taken, token.start())
         if header is None:
             return token.end()
         self._end_of_sequences()
-        self._kind = header.group(1)
+        self._section = _section_of(word)
         return token.start()
 
     def _take(self, data: bytes, start: int, end: int) -> None:
         text = memoryview(data)[start:end]
-        if self._kind == b"SEQUENCE SET":
+        if self._section is _Section.SEQUENCE:
             self._sequence_text += text
-        elif self._kind == b"BLOBS":
+        elif self._section is _Section.LARGE_OBJECTS:
             self._large_objects.update(text)
             self._large_object_count += data.count(_LARGE_OBJECT, start, end)
-        elif self._kind != b"PREAMBLE":
+        elif self._section is _Section.SCHEMA:
             self._schema.update(text)
 
     def _end_of_sequences(self) -> None:

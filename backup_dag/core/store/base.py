@@ -68,6 +68,7 @@ class Store(Protocol):
         """Removes a file; one that is not there is no error."""
         ...
 
-    def probe(self) -> None:
-        """Writes, reads and removes a small file of its own. Raises where any of it fails."""
+    def probe(self) -> bool:
+        """Writes, reads and removes a small file of its own; whether it may remove. Raises where the
+        rest fails."""
         ...

@@ -26,10 +26,10 @@ class LocalStore:
         return str(self.folder / name) if name else str(self.folder)
 
     def list(self, beginning: str = "") -> Iterator[Listed]:
-        try:
-            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
-        except FileNotFoundError:
+        if not self.folder.exists():
             return
+        with self._explained("listing", ""):
+            entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
         for entry in entries:
             if entry.name.startswith(beginning) and not entry.name.startswith(".") and entry.is_file():
                 yield Listed(entry.name, entry.stat().st_size)
@@ -38,6 +38,11 @@ class LocalStore:
         """Moves a file of the same file system into place: durable first, then named, never over another."""
         target = self.folder / name
         with self._explained("writing", name):
+            if _digest(source) != expected.sha256:
+                raise IntegrityError(
+                    f"{source} is not what its manifest promises; it was not stored",
+                    hint="it changed right after it was written: check the disk and the memory",
+                )
             _sync(source)
             try:
                 os.link(source, target)
@@ -53,9 +58,7 @@ class LocalStore:
         return Stored(str(target))
 
     def _already_there(self, target: Path, expected: Bytes) -> Stored:
-        with target.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != expected.sha256:
+        if _digest(target) != expected.sha256:
             raise IntegrityError(
                 f"{target} exists already, with other content; it was left as it is",
                 hint="see what wrote it, and move it away",
@@ -66,9 +69,13 @@ class LocalStore:
         with self._explained("writing", name):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".note-", delete=False) as file:
-                file.write(text)
-            _sync(Path(file.name))
-            Path(file.name).replace(self.folder / name)
+                note = Path(file.name)
+            try:
+                note.write_text(text)
+                _sync(note)
+                note.replace(self.folder / name)
+            finally:
+                note.unlink(missing_ok=True)
             _sync(self.folder)
 
     def fetch(self, name: str, sink: Writer) -> None:
@@ -91,7 +98,7 @@ class LocalStore:
             (self.folder / name).unlink(missing_ok=True)
             _sync(self.folder)
 
-    def probe(self) -> None:
+    def probe(self) -> bool:
         name, text = f".probe-{os.getpid()}", "write, read, remove"
         self.put_note(name, text)
         try:
@@ -101,6 +108,7 @@ class LocalStore:
                 )
         finally:
             self.remove(name)
+        return True
 
     @contextmanager
     def _explained(self, doing: str, name: str) -> Iterator[None]:
@@ -116,6 +124,11 @@ def disk_error(doing: str, error: OSError) -> DiskError:
         f"{doing} failed: {error.strerror or error}",
         hint="look at free space (df -h), the folder's owner and mode, and the disk's health",
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ _REFUSALS = {
 
 def connect(settings: Settings) -> Any:
     """A client of boto3's, with credentials from wherever boto3 looks (environment, ~/.aws, role)."""
-    return boto3.client(
+    return boto3.session.Session().client(
         "s3",
         region_name=settings.aws_default_region,
         endpoint_url=settings.aws_endpoint_url_s3,
@@ -129,7 +128,10 @@ class S3Store:
             until = datetime.now(UTC) + timedelta(days=settings.backup_s3_object_lock_days)
             chosen["ObjectLockRetainUntilDate"] = until.isoformat()
         given = {name: value for name, value in chosen.items() if value}
-        return {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}, **given}
+        # some servers know no checksums: boto3's own setting says so, and then all is read back instead
+        if self._s3.meta.config.request_checksum_calculation != "when_required":
+            given["ChecksumAlgorithm"] = "SHA256"
+        return {"Metadata": {"sha256": sha256}, **given}
 
     def _read_back(self, name: str, digests: _Digests) -> dict[str, str]:
         """Holds the object to our digest, by the server's own checksum or else by reading it all;
@@ -186,10 +188,9 @@ class S3Store:
         try:
             with self._explained(f"reading {self.address(name)}"):
                 self._s3.download_fileobj(self._bucket, self._prefix + name, guarded)
-        except BaseException:
-            if guarded.error:
+        finally:
+            if guarded.error:  # the transfer manager has words of its own for it, or none
                 raise guarded.error from None
-            raise
 
     def read(self, name: str) -> bytes:
         with self._explained(f"reading {self.address(name)}"):
@@ -200,14 +201,18 @@ class S3Store:
         with self._explained(f"removing {self.address(name)}"):
             self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
-    def probe(self) -> None:
-        name, text = f".probe-{os.getpid()}", "write, read, remove"
+    def probe(self) -> bool:
+        name, text = ".probe", "write, read, remove"
         self.put_note(name, text)
+        if self.read(name) != text.encode():
+            raise StoreError(f"{self.address(name)} gave back other bytes than were written")
         try:
-            if self.read(name) != text.encode():
-                raise StoreError(f"{self.address(name)} gave back other bytes than were written")
-        finally:
             self.remove(name)
+        except StoreError as error:
+            if error.retryable:
+                raise
+            return False
+        return True
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:

@@ -1,0 +1,171 @@
+"""`make bench`: our backup beside pg_dump alone and the usual pipelines, in one run on one database."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import psycopg2
+
+from backup_dag import __version__
+from benchmarks.dagster_run import seconds_to_first_byte
+from benchmarks.database import build
+from benchmarks.measure import Measured, measure, middle
+from demo.servers import Postgres, S3Server
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+BUCKET = "bench"
+GPG = "gpg --batch --yes --pinentry-mode loopback --passphrase-file key --symmetric --cipher-algo AES256"
+LIMIT = "pg_dump > /dev/null (the limit)"
+TODAY = f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+class Bench:
+    """The servers, a folder, and the environment that every measured command runs in."""
+
+    def __init__(self, postgres: Postgres, s3: S3Server, folder: Path) -> None:
+        self.postgres, self.s3, self.folder = postgres, s3, folder
+        (folder / "key").write_text("a passphrase for measurements only")
+        (folder / "gnupg").mkdir(mode=0o700)
+        (folder / "dagster").mkdir()
+        s3.create_bucket(BUCKET)
+
+    def environment(self, database: str, *, bucket: bool) -> dict[str, str]:
+        others = {
+            k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "BACKUP_", "DATABASE_URL"))
+        }
+        ours = {
+            "DATABASE_URL": self.postgres.url(database),
+            "PG_BIN_DIR": str(self.postgres.bin_dir),
+            "BACKUP_DIR": str(self.folder / "backups"),
+            "BACKUP_ENCRYPTION_KEY_FILE": str(self.folder / "key"),
+            "BACKUP_START_DATE": TODAY,
+            "DAGSTER_HOME": str(self.folder / "dagster"),
+            "GNUPGHOME": str(self.folder / "gnupg"),
+            "PATH": f"{self.postgres.bin_dir}:{BIN}:{os.environ['PATH']}",
+        }
+        return {**others, **self.s3.environment(), **ours, **({"AWS_S3_BUCKET": BUCKET} if bucket else {})}
+
+    def run(self, command: str, database: str = "big", *, bucket: bool = False) -> Measured:
+        """One run of a shell line; what it wrote is removed afterwards."""
+        measured = measure(
+            ["bash", "-euo", "pipefail", "-c", command],
+            self.environment(database, bucket=bucket),
+            self.folder,
+        )
+        shutil.rmtree(self.folder / "backups", ignore_errors=True)
+        for left in self.folder.glob("dump.*"):
+            left.unlink()
+        return measured
+
+
+def compared(bench: Bench, runs: int) -> dict[str, Measured]:
+    """The table's rows: each command in turn, `runs` times over, so that a slow minute hits them all."""
+    upload = (
+        f"""python -c 'import boto3; boto3.client("s3").upload_file("dump.gpg", "{BUCKET}", "dump.gpg")'"""
+    )
+    commands = {
+        LIMIT: ('pg_dump "$DATABASE_URL" > /dev/null', False),
+        "backup-dag backup, local store": ("backup-dag backup", False),
+        "backup-dag backup, local store and S3": ("backup-dag backup", True),
+        "pg_dump | gzip | gpg > file": (f'pg_dump "$DATABASE_URL" | gzip | {GPG} > dump.gpg', False),
+        "dump to a file, gzip -9, gpg, upload": (
+            f'pg_dump "$DATABASE_URL" > dump.sql; gzip -9 dump.sql; {GPG} < dump.sql.gz > dump.gpg; {upload}',
+            False,
+        ),
+    }
+    found: dict[str, list[Measured]] = {name: [] for name in commands}
+    for turn in range(runs):
+        for name, (command, bucket) in commands.items():
+            found[name].append(bench.run(command, bucket=bucket))
+            print(f"{turn + 1}/{runs}  {name}: {found[name][-1].wall:.1f} s", flush=True)
+    return {name: middle(measured) for name, measured in found.items()}
+
+
+def report(bench: Bench, runs: int) -> str:
+    rows = compared(bench, runs)
+    limit = rows[LIMIT].wall
+    small = bench.run("backup-dag backup", "small").memory
+    dagster = "dagster asset materialize --partition {} -m {} --select {}"
+    empty = bench.run(dagster.format(TODAY, "benchmarks.dagster_run", "nothing")).memory
+    full = bench.run(dagster.format(TODAY, "backup_dag.definitions", "group:big"), bucket=True).memory
+    tenth = bench.run(
+        dagster.format(TODAY, "backup_dag.definitions", "group:small"), "small", bucket=True
+    ).memory
+    first = seconds_to_first_byte(bench.environment("small", bucket=True), ROOT, "small_backup", TODAY)
+    ours, pipeline = rows["backup-dag backup, local store"], rows["pg_dump | gzip | gpg > file"].wall
+    big = sizes(bench)
+    rows = {name.replace("|", "\\|"): row for name, row in rows.items()}  # a cell ends at a bar
+    table = "\n".join(
+        f"| {name} | {row.wall:.2f} | {row.wall / limit:.2f} | {row.cpu:.2f} | {row.memory / 1e6:.0f} |"
+        for name, row in rows.items()
+    )
+    return f"""# Results
+
+`make bench`, {datetime.now(UTC):%Y-%m-%d}, backup-dag {__version__}. {machine()}
+Database of {big / 1e9:.2f} GB (narrow rows, wide text, jsonb), PostgreSQL {bench.postgres.version} on the
+same machine, over TCP. Medians of {runs} runs in turn; processor seconds are those of the command and its
+children, without the server's; memory is the peak of the sum of proportional set sizes over both.
+
+| what | wall, s | × the limit | processor, s | memory, MB |
+|---|---:|---:|---:|---:|
+{table}
+
+- `pg_dump | gzip | gpg` takes {pipeline / ours.wall:.1f} × as long as our local backup.
+- Memory from the terminal: {ours.memory / 1e6:.0f} MB; for a database a tenth as large {small / 1e6:.0f} MB.
+- Memory of a run through Dagster, S3 included, above that of an empty Dagster run ({empty / 1e6:.0f} MB):
+  {(full - empty) / 1e6:.0f} MB; for a database a tenth as large {(tenth - empty) / 1e6:.0f} MB.
+- From launching the Dagster job in the webserver to pg_dump's first byte: {first:.2f} s.
+"""
+
+
+def sizes(bench: Bench) -> int:
+    with closing(psycopg2.connect(bench.postgres.url("big"))) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_database_size('big')")
+        (size,) = cursor.fetchone() or (0,)
+        return int(size)
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, Linux {platform.release()}."
+
+
+def create(postgres: Postgres, name: str, scale: float) -> None:
+    with closing(psycopg2.connect(postgres.url())) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    print(f"building the database {name} …", flush=True)
+    build(postgres.url(name), scale)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is about 2 GB of dump")
+    parser.add_argument("--runs", type=int, default=3)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as ground:
+        folder = Path(ground)
+        with Postgres(folder / "pg") as postgres, S3Server(folder / "s3") as s3:
+            create(postgres, "big", chosen.scale)
+            create(postgres, "small", chosen.scale / 10)
+            text = report(Bench(postgres, s3, folder), chosen.runs)
+    print(text)
+    RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
