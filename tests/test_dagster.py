@@ -123,12 +123,13 @@ def test_a_failed_dump_materializes_nothing_and_says_what_to_do(
     backed: Settings, instance: DagsterInstance, postgres: Postgres
 ) -> None:
     url = make_database(postgres, "sample_locked")
-    run_sql(url, "CREATE TABLE t (id int)", "DROP ROLE IF EXISTS poor", "CREATE ROLE poor LOGIN")
-    login = SecretStr(postgres.url("sample_locked", user="poor"))
+    run_sql(url, "CREATE TABLE t (id int)", "CREATE ROLE dagsters_poor LOGIN")
+    login = SecretStr(postgres.url("sample_locked", user="dagsters_poor"))
     poor = backed.model_copy(update={"database_url": login})
     defs = code_location(poor)
     job = defs.get_repository_def().get_job("sample_locked_backup")
     result = job.execute_in_process(instance=instance, partition_key=today(), raise_on_error=False)
+    run_sql(postgres.url(), "DROP ROLE dagsters_poor")
     assert not result.success
     failure = result.failure_data_for_node("sample_locked_back_up")
     assert failure is not None

@@ -194,8 +194,8 @@ DEATHS: dict[str, tuple[Callable[[Run], None], int, tuple[str, ...]]] = {
         4,
         ("dumping large", "pg_dump exited 1", "log"),
     ),
-    "we are told to end": (send(signal.SIGTERM), 130, ("interrupted", "nothing was left behind")),
-    "someone presses Ctrl-C": (send(signal.SIGINT), 130, ("interrupted", "nothing was left behind")),
+    "we are told to end": (send(signal.SIGTERM), 130, ("interrupted", "nothing half-made")),
+    "someone presses Ctrl-C": (send(signal.SIGINT), 130, ("interrupted", "nothing half-made")),
 }
 
 

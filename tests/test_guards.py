@@ -365,7 +365,8 @@ def test_settings_that_cannot_be_used_are_named(
 
 TOML = {
     "not TOML": ("[databases.a\n", ("is not TOML", "line 1")),
-    "no table": ("a = 1\n", ("no [databases.NAME] table",)),
+    "no table": ("\n", ("no [databases.NAME] table",)),
+    "a table of another name": ("[database.a]\n", ("line 1", "database: unknown")),
     "an unknown key": ('[databases.a]\nurl_env = "A"\nspeed = 9\n', ("line 3", "databases.a.speed")),
     "a url's variable that is not set": (
         '[databases.a]\nurl_env = "UNSET"\n',

@@ -9,6 +9,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -121,8 +122,10 @@ class _Run:
         began, started = time.monotonic(), datetime.now(UTC)
         plan, backup = self.order.database.plan, self.id
         facts = self.session.facts()
-        passed, content = self._dump(observer)
-        roles, with_hashes = self._roles()
+        with ThreadPoolExecutor(1) as aside:  # small, and done before the dump is: it costs no time
+            globals_made = aside.submit(self._roles)
+            passed, content = self._dump(observer)
+            roles, with_hashes = globals_made.result()
         artifact = File(name=self._name(EXTENSION[plan.format]), **passed.encrypted.seen().model_dump())
         globals_file = self._name("globals.sql")
         return Manifest(

@@ -105,8 +105,7 @@ def configured(settings: Settings, env_file: Path | None = Path(".env")) -> tupl
     if settings.database_url is not None:
         url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
         found.append(Database(name=_name_for(url), url=SecretStr(url), plan=Plan(**defaults)))
-    required = "backup_config" in settings.model_fields_set
-    found += _from_file(settings.backup_config, defaults, env_file, required=required)
+    found += _from_file(settings.backup_config, defaults, env_file)
     if not found:
         raise ConfigurationError(
             f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
@@ -134,14 +133,10 @@ def choose(databases: Sequence[Database], name: str | None) -> Database:
     raise ConfigurationError(said, hint=f"choose one with --database: {known}")
 
 
-def _from_file(
-    path: Path, defaults: dict[str, Any], env_file: Path | None, *, required: bool
-) -> list[Database]:
+def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None) -> list[Database]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if required:
-            raise ConfigurationError(f"there is no {path}", hint="see BACKUP_CONFIG") from None
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None

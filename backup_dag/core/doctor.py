@@ -134,11 +134,11 @@ def _privileges(database: Database, session: Session) -> Finding:
             if unreadable
             else f"row security hides rows of {_some(hidden)}"
         )
-        advice = (
-            "GRANT pg_read_all_data; large objects each need GRANT SELECT"
-            if unreadable
-            else "ALTER ROLE … BYPASSRLS"
-        )
+        advice = "GRANT pg_read_all_data; large objects each need GRANT SELECT"
+        if hidden and not unreadable:
+            advice = "ALTER ROLE … BYPASSRLS"
+        if database.plan.options():
+            return warn(what, said, f"no matter where backup.toml leaves them out, else {advice}")
         return Finding("fail", what, said, advice, DatabaseError.exit_code)
     if not session.may_read_password_hashes():
         advice = "roles come back without passwords; note them elsewhere, or back up as a superuser"

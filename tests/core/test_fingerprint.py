@@ -47,8 +47,9 @@ TRAILER = r"""--
 
 def section(name: str, kind: str, body: str) -> str:
     data = "Data for " if kind in ("TABLE DATA", "BLOBS") else ""
+    schema = "-" if kind == "BLOBS" else "public"
     name = name.replace("\n", " ")  # as pg_dump does in its comments
-    return f"--\n-- {data}Name: {name}; Type: {kind}; Schema: public; Owner: me\n--\n\n{body}\n\n\n"
+    return f"--\n-- {data}Name: {name}; Type: {kind}; Schema: {schema}; Owner: me\n--\n\n{body}\n\n\n"
 
 
 def rows(table: str, *lines: str, columns: str = "(id)") -> str:
@@ -241,6 +242,8 @@ class Slow:
         if (outside and line.startswith(b"COPY ")) or self._copy:
             self._copy += line
         self._count(line)
+        if outside and line == b"-- PostgreSQL database dump complete\n":
+            self._kind = b""  # what comes after it is nothing's
         self._quote = self._after(line)
         if self._copy and not self._quote:
             self._table = self.tables.setdefault(_name_in(self._copy), [])

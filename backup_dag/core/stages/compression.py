@@ -13,6 +13,7 @@ from backup_dag.core.errors import IntegrityError
 from backup_dag.core.stream import BLOCK, Writer
 
 _FASTEST_OF_ZLIB_NG = 4
+_WORTH_A_BLOCK = BLOCK // 2  # smaller ones would cost some of the ratio
 
 
 @contextmanager
@@ -22,8 +23,10 @@ def compressing(sink: Writer, level: int) -> Iterator[Writer]:
     An error of the sink is raised by a later write, or on leaving the block.
     """
     library = igzip_threaded if level < _FASTEST_OF_ZLIB_NG else gzip_ng_threaded
-    with library.open(_File(sink), "wb", compresslevel=level, threads=1, block_size=BLOCK) as writer:
-        yield writer
+    with library.open(_File(sink), "wb", compresslevel=level, threads=1, block_size=BLOCK) as file:
+        blocks = _Blocks(file.raw)
+        yield blocks
+        blocks.finish()
 
 
 @contextmanager
@@ -46,6 +49,28 @@ class _File:
 
     def flush(self) -> None:
         pass
+
+
+class _Blocks:
+    """Hands large blocks to the compressor as they are, and gathers small ones: its own buffer copies all."""
+
+    def __init__(self, compressor: Writer) -> None:
+        self._compressor = compressor
+        self._gathered: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._size += len(data)
+        if self._size >= _WORTH_A_BLOCK:
+            self.finish()
+
+    def finish(self) -> None:
+        """Hands on what has been gathered."""
+        if self._gathered:
+            whole = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+            self._gathered, self._size = [], 0
+            self._compressor.write(whole)
 
 
 class _Gunzip:
