@@ -7,6 +7,15 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
+# $(call install_or_say,PACKAGE,WHAT IS WRONG): installs a system package if we may, else says how.
+define install_or_say
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "$(2): installing $(1) …"; apt-get update -qq && apt-get install -y -qq $(1) >/dev/null; \
+else \
+  echo "$(2). Install $(1), for instance: sudo apt-get install $(1)" >&2; exit 1; \
+fi
+endef
+
 .PHONY: help demo ui clean-demo test check lint bench setup gpg
 
 help:  ## This list.
@@ -41,17 +50,13 @@ setup: gpg .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name it with: make PYTHON=python3.11 …" >&2; exit 1; }
 	@echo "Setting up .venv (once; about a minute) …"
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv \
-	  || { echo "python3 cannot make a venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  $(call install_or_say,python3-venv,Python cannot make a virtual environment); }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	  --config-settings editable_mode=compat --editable .
 	@touch $@
 
 gpg:
-	@command -v gpg >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing gpg …"; apt-get update -qq && apt-get install -y -qq gnupg >/dev/null; \
-	  else \
-	    echo "gpg is missing. Install it, for instance: sudo apt-get install gnupg" >&2; exit 1; \
-	  fi; }
+	@command -v gpg >/dev/null || { $(call install_or_say,gnupg,gpg is missing); }

@@ -154,7 +154,7 @@ def create(postgres: Postgres, name: str, scale: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="1 is about 2 GB of dump")
+    parser.add_argument("--scale", type=float, default=0.55, help="1 is about 2 GB of dump")
     parser.add_argument("--runs", type=int, default=3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as ground:

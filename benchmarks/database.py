@@ -15,15 +15,17 @@ SELECT g AS id, (g * 7919) % 1000003 AS customer,
 FROM generate_series(1, {narrow}::bigint) g
 """
 _WORDS = """
-CREATE TEMP TABLE words AS SELECT string_agg(substr(md5(g::text), 1, 2 + g % 8), ' ') AS text
-FROM generate_series(1, 8000) g
+CREATE TEMP TABLE words AS
+SELECT g / 300 AS page, string_agg(substr(md5(g::text), 1, 2 + g % 8), ' ') AS text
+FROM generate_series(0, 64 * 300 - 1) g GROUP BY 1
 """
 _WIDE = """
 CREATE TABLE articles AS
 SELECT g AS id, 'Article ' || g AS title,
-       substr(text, (1 + g * 97 % 40000)::int, 250) || substr(text, (1 + g * 8191 % 40000)::int, 250)
-       || substr(text, (1 + g * 31337 % 40000)::int, 250) AS body
-FROM words, generate_series(1, {wide}::bigint) g
+       substr(a.text, (1 + g * 97 % 1200)::int, 400)
+       || substr(b.text, (1 + g * 8191 % 1200)::int, 350) AS body
+FROM generate_series(1, {wide}::bigint) g
+JOIN words a ON a.page = g % 64 JOIN words b ON b.page = g * 7 % 64
 """
 _DOCUMENTS = """
 CREATE TABLE events AS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -202,3 +203,27 @@ def test_a_name_that_a_shell_or_psql_could_misread_comes_back_too(
     for line in back_up(here, ours)["recover"]:
         bare_host.run(line, ours.backups)
     assert ask(bare_host.server.url(name), "SELECT one FROM t") == [(1,)]
+
+
+def readmes_recipe() -> str:
+    """The README's shell block that begins with `# recover`."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    [recipe] = [
+        block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if block.startswith("# recover")
+    ]
+    return str(recipe)
+
+
+def test_the_readmes_recipe_brings_a_backup_back_with_plain_tools_alone(
+    here: Here, sample: str, terminal: Callable[[str], Terminal], bare_host: BareHost
+) -> None:
+    ours = terminal(sample)
+    before = back_up(here, ours)
+    recipe = readmes_recipe()
+    for name, value in (("BACKUP", before["backup"]), ("DATABASE", before["source"]["dbname"])):
+        assert re.search(rf"^{name}=", recipe, re.M), f"the recipe no longer says {name}="
+        recipe = re.sub(rf"^{name}=.*$", f"{name}={value}", recipe, flags=re.M)
+    bare_host.run(recipe, ours.backups)
+    recovered = bare_host.server.url("sample")
+    after = back_up(here, ours, DATABASE_URL=recovered, BACKUP_DIR=str(ours.folder / "after"))
+    assert after["content"] == before["content"]
