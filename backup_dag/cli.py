@@ -195,24 +195,24 @@ def _as_document(backup: Backup) -> dict[str, Any]:
 @click.option("--store", type=click.Choice(["local", "s3"]), help="Only the copy that lies there.")
 @as_json
 def verify(backup: str, database: str | None, level: Level, store: str | None, as_json: bool) -> None:
-    """Verify every copy of a backup: is it what it was?
+    """Verify every copy of a backup: is it what it was? `latest` is that of each database.
 
     checksum compares every byte with the manifest and needs no key; content also decrypts, decompresses and
     reads the dump to its end, and compares every digest. The result is recorded beside the copy.
     """
     settings = load()
-    found = find(settings, backup, database, usable=False)
-    copies = [copy for copy in found.copies if store in (None, copy.store.label)]
-    if not copies:
-        raise click.UsageError(f"{found.id} has no copy in the store {store}")
     checks: list[tuple[str, Check]] = []
-    for copy in copies:
-        with terminal.progress(f"verifying the {copy.store.label} copy") as observer:
-            check = verify_copy(settings, copy, level, observer)
-        address = copy.store.address(found.manifest.artifact.name)
-        checks.append((address, check))
-        if not as_json:
-            _show_check(found.manifest, address, check)
+    for found in _meant(settings, backup, database):
+        copies = [copy for copy in found.copies if store in (None, copy.store.label)]
+        if not copies:
+            raise click.UsageError(f"{found.id} has no copy in the store {store}")
+        for copy in copies:
+            with terminal.progress(f"verifying the {copy.store.label} copy") as observer:
+                check = verify_copy(settings, copy, level, observer)
+            address = copy.store.address(found.manifest.artifact.name)
+            checks.append((address, check))
+            if not as_json:
+                _show_check(found.manifest, address, check)
     if as_json:
         terminal.document([{"address": a, **check.model_dump(mode="json")} for a, check in checks])
     if failed := [address for address, check in checks if not check.passed]:
@@ -221,6 +221,15 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
             f"{' and '.join(failed)} did not pass",
             hint="keep the copy that passed; if none did, take a backup now and look at the disk or bucket",
         )
+
+
+def _meant(settings: Settings, reference: str, database: str | None) -> list[Backup]:
+    """The backups to verify: broken ones too, since that is the question."""
+    names: list[str | None] = [database]
+    if reference == "latest" and database is None:
+        survey = Catalog(open_stores(settings)).survey()
+        names = list(dict.fromkeys(backup.database for backup in survey.ids)) or [None]
+    return [find(settings, reference, name, usable=False) for name in names]
 
 
 def _show_check(manifest: Manifest, address: str, check: Check) -> None:

@@ -179,6 +179,19 @@ def test_one_database_that_fails_does_not_keep_the_next_from_being_backed_up(
     assert len(list(ours.backups.glob("backup_people_*.json"))) == 1
 
 
+def test_verify_without_a_name_verifies_the_latest_of_each_database(
+    here: Here, ours: Terminal, tiny: str
+) -> None:
+    (ours.folder / "backup.toml").write_text('[databases.people]\nurl_env = "PEOPLE"\n')
+    assert here(ours, "backup", PEOPLE=tiny).returncode == 0
+    assert here(ours, "backup", PEOPLE=tiny).returncode == 0
+    checked = here(ours, "verify", PEOPLE=tiny)
+    assert checked.returncode == 0
+    newest = [max(ours.backups.glob(f"backup_{name}_*.sql.gz.gpg")) for name in ("people", "tiny")]
+    assert all(str(path).replace("globals.", "") in checked.stdout for path in newest)
+    assert checked.stdout.count("good ") == 2
+
+
 def test_it_runs_with_stdin_closed_and_no_terminal(ours: Terminal) -> None:
     """As cron and systemd run it; a process of its own, since ours has a stdin."""
     ended = subprocess.run(

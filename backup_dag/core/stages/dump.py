@@ -34,11 +34,8 @@ def dumping(address: Address, clients: Clients, plan: Plan, snapshot: Snapshot) 
         "--no-password",
         *plan.options(),
     ]
-    try:
-        with process.running(argv, env=address.environment()) as child:
-            yield child
-    except process.ChildFailed as failed:
-        raise _failure("dumping", address, failed) from failed
+    with _client("dumping", address, argv) as child:
+        yield child
 
 
 @contextmanager
@@ -52,11 +49,18 @@ def dumping_roles(address: Address, clients: Clients, *, hashes: bool) -> Iterat
         "--no-password",
         *([] if hashes else ["--no-role-passwords"]),
     ]
+    with _client("dumping the roles of", address, argv) as child:
+        yield child
+
+
+@contextmanager
+def _client(doing: str, address: Address, argv: process.Argv) -> Iterator[process.Child]:
+    """A client program with the server's password in its environment, its failure in our words."""
     try:
         with process.running(argv, env=address.environment()) as child:
             yield child
     except process.ChildFailed as failed:
-        raise _failure("dumping the roles of", address, failed) from failed
+        raise _failure(doing, address, failed) from failed
 
 
 @contextmanager
