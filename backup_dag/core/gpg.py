@@ -74,6 +74,7 @@ def through(
     """
     with ThreadPoolExecutor(1) as thread, gpg_at(home, options) as gpg:
         read_end, write_end = os.pipe()
+        process.widen(write_end)
         source = Source(read_end)
         output = _Output(sink, source)
         gpg.on_data = output.take

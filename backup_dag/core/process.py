@@ -81,7 +81,7 @@ def start(
     )
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
-            _widen(pipe)
+            widen(pipe.fileno())
     return child
 
 
@@ -190,10 +190,10 @@ def dies_with_us() -> bool:
     return _SETPRIV is not None
 
 
-def _widen(pipe: IO[bytes]) -> None:
+def widen(pipe: int) -> None:
     """A pipe of 1 MiB instead of 64 KiB where the system allows it: fewer, longer turns."""
     with suppress(OSError, AttributeError):
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, BLOCK)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, BLOCK)
 
 
 def _capacity(pipe: IO[bytes]) -> int:
