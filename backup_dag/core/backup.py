@@ -121,7 +121,10 @@ class _Run:
     def make(self, observer: Observer | None) -> Manifest:
         began, started = time.monotonic(), datetime.now(UTC)
         plan, backup = self.order.database.plan, self.id
-        facts = self.session.facts()
+        facts, server = (
+            self.session.facts(),
+            self.session.server(),
+        )  # before: the session may be cut meanwhile
         with ThreadPoolExecutor(1) as aside:  # small, and done before the dump is: it costs no time
             globals_made = aside.submit(self._roles)
             passed, content = self._dump(observer)
@@ -139,7 +142,7 @@ class _Run:
             finished=datetime.now(UTC),
             seconds=round(time.monotonic() - began, 3),
             made_by=f"backup-dag {__version__}",
-            server=self.session.server(),
+            server=server,
             source=facts,
             dump=Dumped(
                 format=plan.format,

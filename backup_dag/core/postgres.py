@@ -24,6 +24,13 @@ _LOCK = (0x6261636B, 0x64616721)
 
 _CONNECT_SECONDS = 10
 
+_PARTS_UNLESS_GIVEN = {
+    "application_name": "backup-dag",
+    "keepalives_idle": "60",  # a session that waits for hours for the dump is not taken for dead on the way
+    "keepalives_interval": "15",
+    "keepalives_count": "8",
+}
+
 _QUOTED_LISTS = {
     "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
     "temp_tablespaces", "unix_socket_directories",
@@ -69,7 +76,7 @@ class Address:
     def for_argv(self, **changed: str) -> str:
         """A connection string without the password, fit for a command line."""
         open_parts = {name: value for name, value in self.parts.items() if name != "password"}
-        return str(make_dsn(**{"application_name": "backup-dag", **open_parts, **changed}))
+        return str(make_dsn(**{**_PARTS_UNLESS_GIVEN, **open_parts, **changed}))
 
     def environment(self) -> dict[str, str]:
         """A client's environment: libpq's own variables, and the password where there is one."""
