@@ -107,7 +107,8 @@ def report(bench: Bench, runs: int) -> str:
     big = sizes(bench)
     rows = {name.replace("|", "\\|"): row for name, row in rows.items()}  # a cell ends at a bar
     table = "\n".join(
-        f"| {name} | {row.wall:.2f} | {row.wall / limit:.2f} | {row.cpu:.2f} | {row.memory / 1e6:.0f} |"
+        f"| {name} | {row.wall:.2f} | {row.wall / limit:.2f} | {row.cpu:.2f} | {row.busy:.0%}"
+        f" | {row.memory / 1e6:.0f} |"
         for name, row in rows.items()
     )
     return f"""# Results
@@ -115,10 +116,11 @@ def report(bench: Bench, runs: int) -> str:
 `make bench`, {datetime.now(UTC):%Y-%m-%d}, backup-dag {__version__}. {machine()}
 Database of {big / 1e9:.2f} GB (narrow rows, wide text, jsonb), PostgreSQL {bench.postgres.version} on the
 same machine, over TCP. Medians of {runs} runs in turn; processor seconds are those of the command and its
-children, without the server's; memory is the peak of the sum of proportional set sizes over both.
+children, without the server's; busy is the share of all cores' time that anything used meanwhile, the
+server included; memory is the peak of the sum of proportional set sizes.
 
-| what | wall, s | × the limit | processor, s | memory, MB |
-|---|---:|---:|---:|---:|
+| what | wall, s | × the limit | processor, s | busy | memory, MB |
+|---|---:|---:|---:|---:|---:|
 {table}
 
 - `pg_dump | gzip | gpg` takes {pipeline / ours.wall:.1f} × as long as our local backup.
@@ -154,7 +156,7 @@ def create(postgres: Postgres, name: str, scale: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=0.55, help="1 is about 2 GB of dump")
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is about 2 GB of dump")
     parser.add_argument("--runs", type=int, default=3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as ground:
