@@ -121,10 +121,8 @@ class _Run:
     def make(self, observer: Observer | None) -> Manifest:
         began, started = time.monotonic(), datetime.now(UTC)
         plan, backup = self.order.database.plan, self.id
-        facts, server = (
-            self.session.facts(),
-            self.session.server(),
-        )  # before: the session may be cut meanwhile
+        facts = self.session.facts()
+        server = self.session.server()  # now, since an idle session may be cut while the dump runs
         with ThreadPoolExecutor(1) as aside:  # small, and done before the dump is: it costs no time
             globals_made = aside.submit(self._roles)
             passed, content = self._dump(observer)
