@@ -44,7 +44,7 @@ lint: setup  ## ruff, mypy, and the contracts between the rooms.
 bench: setup  ## Measure against pg_dump and the usual pipelines; writes benchmarks/RESULTS.md.
 	$(BIN)/python -m benchmarks
 
-setup: gpg .venv/ready
+setup: gpg .venv/ready  ## Install everything into .venv.
 
 .venv/ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

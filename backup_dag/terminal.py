@@ -7,7 +7,7 @@ lines otherwise.
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,12 +21,30 @@ _WIDTH_OF_A_FILE = 200
 
 def say(text: str = "") -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    with suppress(OSError):  # there is nobody left to tell
+        click.echo(_printable(text), err=True)
 
 
 def show(text: str = "") -> None:
-    """A line of the result, on stdout."""
-    click.echo(text)
+    """A line of the result, on stdout. That it cannot be written must not keep a backup from its copy."""
+    global unwritten
+    try:
+        click.echo(_printable(text))
+    except OSError as error:
+        unwritten = unwritten or error.strerror or str(error)
+
+
+unwritten = ""
+"""Why a line of the result could not be written, if one could not."""
+
+
+def one_line(text: str) -> str:
+    """Text that came from elsewhere, with whatever would move the cursor written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def document(content: Any) -> None:
@@ -83,10 +101,13 @@ def size(count: int) -> str:
 
 def age(moment: datetime) -> str:
     """How long ago, in the largest unit that fits."""
-    seconds = int((datetime.now(UTC) - moment).total_seconds())
-    if seconds < 0:
-        return "in the future"
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    return "in the future" if seconds < 0 else f"{duration(seconds)} ago"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, in the largest unit that fits."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds // length} {unit} ago"
-    return f"{seconds} s ago"
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"

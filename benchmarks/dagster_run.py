@@ -38,8 +38,8 @@ def seconds_to_first_byte(environment: Mapping[str, str], root: Path, job: str, 
     serve = ["dagster-webserver", "--host", HOST, "--port", str(port), *workspace]
     with (
         tempfile.TemporaryDirectory() as logs,
-        child(serve, environment, Path(logs) / "webserver.log") as webserver,
-        child(["dagster-daemon", "run", *workspace], environment, Path(logs) / "daemon.log") as daemon,
+        child(serve, environment, root, Path(logs) / "webserver.log") as webserver,
+        child(["dagster-daemon", "run", *workspace], environment, root, Path(logs) / "daemon.log") as daemon,
     ):
         wait_until_it_answers(f"http://{HOST}:{port}/server_info", [webserver, daemon], Path(logs))
         time.sleep(5)  # the daemon's first round

@@ -20,7 +20,7 @@ def main() -> int:
         say_and_run_dagster(environment)
         for words in (["list"], ["verify"]):
             print(f"\n$ backup-dag {' '.join(words)}", flush=True)
-            subprocess.run([BIN / "backup-dag", *words], env=environment, cwd=world.ROOT, check=True)
+            subprocess.run([BIN / "backup-dag", *words], env=environment, cwd=world.HOME, check=True)
     print(closing_words(time.monotonic() - began))
     return 0
 
@@ -37,7 +37,7 @@ def say_and_run_dagster(environment: dict[str, str]) -> None:
         ended = subprocess.run(
             [BIN / command[0], *command[1:]],
             env=environment,
-            cwd=world.ROOT,
+            cwd=world.HOME,
             stdout=output,
             stderr=output,
             check=False,

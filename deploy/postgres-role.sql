@@ -36,8 +36,8 @@ ALTER ROLE backup BYPASSRLS;
 --
 --    ALTER ROLE backup SET lo_compat_privileges = on;
 
--- Two connections for a backup (the session with its snapshot and lock, and a pg_dump or a
--- pg_dumpall), and some room for a verb beside it.
+-- Three connections for a backup (the session with its snapshot and lock, pg_dump, and beside it for
+-- a moment pg_dumpall), and some room for a verb beside it.
 ALTER ROLE backup CONNECTION LIMIT 5;
 
 -- What this role cannot do: change tables or their rows, make databases or roles, or restore.

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 from pydantic import SecretStr
 
-from backup_dag.cli import main
+from backup_dag.cli.main import main
 from backup_dag.core.databases import Database, Plan
 from backup_dag.core.settings import Settings
 from demo.sample import load

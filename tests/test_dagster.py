@@ -43,7 +43,7 @@ def backed(settings: Settings, sample: str, bucket: str, s3: S3Server, tmp_path:
     return settings.model_copy(
         update={
             "database_url": SecretStr(sample),
-            "backup_config": tmp_path / "none.toml",
+            "backup_config": Path("/dev/null"),
             "aws_s3_bucket": bucket,
             "aws_endpoint_url_s3": s3.endpoint,
             "aws_default_region": "us-east-1",

@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 import pytest
 
+import backup_dag.cli.main  # noqa: F401  registers every verb
 from backup_dag import __version__
-from backup_dag.cli import cli
+from backup_dag.cli.group import cli
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import EXIT_CODES
 from backup_dag.core.settings import Settings, load

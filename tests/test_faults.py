@@ -187,7 +187,7 @@ DEATHS: dict[str, tuple[Callable[[Run], None], int, tuple[str, ...]]] = {
     "pg_dump is killed": (
         kill_child("pg_dump"),
         1,
-        ("pg_dump was killed by SIGKILL", "run the backup again"),
+        ("pg_dump was killed by SIGKILL", "then try again"),
     ),
     "gpg is killed": (kill_gpg, 1, ("encrypting failed", "gpg", "was it killed?")),
     "the server ends pg_dump's connection": (

@@ -287,7 +287,7 @@ def test_the_first_line_of_a_key_file_is_the_key(
     here: Here, sample: str, terminal: MakeTerminal, tmp_path: Path
 ) -> None:
     ours = terminal(sample)
-    made = ours.run("backup", **key_file(tmp_path, "the key of the house\r\nand a remark\n"))
+    made = ours.run("backup", **key_file(tmp_path, "the key of the house\nand a remark\n"))
     assert made.returncode == 0, made.stderr
     assert ours.run("verify", BACKUP_ENCRYPTION_KEY="the key of the house").returncode == 0
 

@@ -4,13 +4,12 @@ Plain text never touches the disk, memory does not grow with the database, and a
 leaves nothing behind.
 """
 
-import os
 import re
 import shlex
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from backup_dag import __version__
 from backup_dag.core import postgres
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
-from backup_dag.core.errors import GuardRefused
+from backup_dag.core.errors import DatabaseError, GuardRefused
 from backup_dag.core.key import Key, encryption_key
 from backup_dag.core.manifest import (
     CHECKSUM,
@@ -42,10 +41,10 @@ from backup_dag.core.stages.compression import compressing
 from backup_dag.core.stages.dump import EXTENSION, as_sql, dumping, dumping_roles, properties_sql
 from backup_dag.core.stages.encryption import encrypting
 from backup_dag.core.stages.fingerprint import Fingerprint
-from backup_dag.core.store.local import LocalStore, disk_error
+from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Hashing, Meter, Observer
-from backup_dag.core.work import work_directory
+from backup_dag.core.work import new_file, work_directory
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def take_backup(settings: Settings, order: Order, observer: Observer | None = No
         _write(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files))
         _write(work / manifest.id.file(MANIFEST), manifest.to_json())
         publish(store, manifest, work)
+        _wait_for_the_seconds_end(session, manifest.id)
     return manifest
 
 
@@ -105,6 +105,13 @@ def _wait_for_a_free_second(session: Session, store: LocalStore, name: str) -> N
     """Ids count seconds: where this second's is taken, wait for the next. The lock keeps others out."""
     while next(store.list(str(BackupId.of(name, session.now()))), None):
         time.sleep(0.1)
+
+
+def _wait_for_the_seconds_end(session: Session, made: BackupId) -> None:
+    """With the lock still held: so another host's next backup of this database has another id."""
+    with suppress(DatabaseError):  # the session was cut, and the lock with it
+        while BackupId.of(made.database, session.now()) == made:
+            time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,10 @@ class _Run:
         facts = self.session.facts()
         server = self.session.server()  # now, since an idle session may be cut while the dump runs
         with ThreadPoolExecutor(1) as aside:  # small, and done before the dump is: it costs no time
-            globals_made = aside.submit(self._roles)
-            passed, content = self._dump(observer)
+            globals_made = aside.submit(self._roles, facts)
+            dumped = self._dump(observer)
             roles, with_hashes = globals_made.result()
+        passed = dumped.passed
         artifact = File(name=self._name(EXTENSION[plan.format]), **passed.encrypted.seen().model_dump())
         globals_file = self._name("globals.sql")
         return Manifest(
@@ -154,9 +162,22 @@ class _Run:
             encryption=self.key.described(),
             artifact=artifact,
             globals=Globals(name=globals_file, password_hashes=with_hashes, **roles.seen().model_dump()),
-            content=content,
+            content=dumped.content,
+            warnings=[*dumped.warnings, *self._warnings(facts)],
             recover=recovery_by_hand(backup, artifact.name, globals_file, facts),
         )
+
+    def _warnings(self, facts: DatabaseFacts) -> list[str]:
+        said = []
+        if self.clients.major > self.session.server_major:
+            said.append(
+                f"made by pg_dump {self.clients.version}: the PostgreSQL {self.session.server_major} server"
+                f" it is from may not load it; install postgresql-client-{self.session.server_major}"
+            )
+        if facts.tablespaces:
+            names = ", ".join(facts.tablespaces)
+            said.append(f"a server to restore it on must have the tablespaces {names} (or --no-tablespaces)")
+        return said
 
     @property
     def id(self) -> BackupId:
@@ -165,13 +186,13 @@ class _Run:
     def _name(self, kind: str) -> str:
         return self.id.file(f"{kind}.gz" if self.key.mode == "off" else f"{kind}.gz.gpg")
 
-    def _dump(self, observer: Observer | None) -> tuple["_Stages", Content]:
+    def _dump(self, observer: Observer | None) -> "_Dumped":
         """The one pass: pg_dump's blocks go to the fingerprint, and down to the artifact."""
-        plan = self.order.database.plan
+        address, plan = self.order.database.address, self.order.database.plan
         meter = Meter(observer, expected=self.session.expected_dump_bytes())
         fingerprint = Fingerprint()
         with (
-            dumping(self.order.database.address, self.clients, plan, self.snapshot) as dump,
+            dumping(address, self.clients, self.snapshot, format=plan.format, options=plan.options()) as dump,
             as_sql(fingerprint, self.clients, format=plan.format) as read_along,
             self._artifact(self._name(EXTENSION[plan.format])) as passed,
         ):
@@ -179,9 +200,9 @@ class _Run:
                 passed.plain.write(block)
                 read_along.write(block)
                 meter.count(len(block))
-        return passed, fingerprint.finish()
+        return _Dumped(passed, fingerprint.finish(), dump.warnings)
 
-    def _roles(self) -> tuple[Hashing, bool]:
+    def _roles(self, facts: DatabaseFacts) -> tuple[Hashing, bool]:
         """The globals file as it was written, and whether password hashes are in it."""
         address, hashes = self.order.database.address, self.session.may_read_password_hashes()
         with (
@@ -190,18 +211,28 @@ class _Run:
         ):
             while block := roles.read():
                 passed.plain.write(block)
-            passed.plain.write(properties_sql(address, self.session.properties_sql()))
+            said = self.session.properties_sql(facts, self.session.settings(), address.dbname)
+            passed.plain.write(properties_sql(address, said, raw=self.session.is_sql_ascii))
         return passed.encrypted, hashes
 
     @contextmanager
     def _artifact(self, name: str) -> Iterator["_Stages"]:
         """What is written to `plain` in this block is in the file afterwards, compressed and encrypted."""
-        with _new_file(self.work / name) as file:
+        with new_file(self.work / name) as file:
             encrypted = Hashing(file)
             with encrypting(encrypted, self.key, self.work) as gpg:
                 compressed = Hashing(gpg)
                 with compressing(compressed, self.order.database.plan.compression_level) as gzip:
                     yield _Stages(Hashing(gzip), compressed, encrypted)
+
+
+@dataclass(frozen=True)
+class _Dumped:
+    """What one pass brought: the stages it passed, its content, and pg_dump's warnings."""
+
+    passed: "_Stages"
+    content: Content
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -213,36 +244,8 @@ class _Stages:
     encrypted: Hashing
 
 
-class _File:
-    """A file that says in our words when there is no room for it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-    def write(self, data: bytes) -> None:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._handle, view) :]
-        except OSError as error:
-            raise disk_error(f"writing {self._path}", error) from error
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[_File]:
-    file = _File(path)
-    try:
-        yield file
-    finally:
-        file.close()
-
-
 def _write(path: Path, text: str) -> None:
-    with _new_file(path) as file:
+    with new_file(path) as file:
         file.write(text.encode())
 
 
@@ -259,12 +262,12 @@ def recovery_by_hand(backup: BackupId, artifact: str, globals_file: str, facts: 
     if facts.locale_provider != "libc" and facts.locale:
         options |= {"locale-provider": facts.locale_provider, f"{facts.locale_provider}-locale": facts.locale}
     chosen = " ".join(f"--{option}={shlex.quote(value)}" for option, value in options.items())
-    load = "psql -X -q -o /dev/null -v ON_ERROR_STOP=1"
+    load = "PGOPTIONS='-c default_transaction_read_only=off' psql -X -q -o /dev/null -v ON_ERROR_STOP=1"
     if ".dump." in artifact:
-        load = "pg_restore --exit-on-error"
+        load = "PGOPTIONS='-c default_transaction_read_only=off' pg_restore --exit-on-error"
     return [
         f"sha256sum -c {backup}.{CHECKSUM} && createdb --template=template0 {chosen} {name}",
-        f"set -o pipefail; {_plain(globals_file)} | psql -X -q -d {target}"
+        f"set -o pipefail; {_plain(globals_file)} | psql -X -q -o /dev/null -d {target}"
         f" && {_plain(artifact)} | {load} -d {target}",
     ]
 
@@ -274,4 +277,8 @@ def _in_conninfo(value: str) -> str:
 
 
 def _plain(file: str) -> str:
-    return f"gpg -d {file} | gunzip" if file.endswith(".gpg") else f"gunzip -c {file}"
+    return (
+        f"${{GPG:-gpg --pinentry-mode loopback -d}} {file} | gunzip"
+        if file.endswith(".gpg")
+        else f"gunzip -c {file}"
+    )

@@ -7,12 +7,12 @@ is named, and left alone.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
+from backup_dag.core.errors import BackupDagError, BackupNotFound, DiskError, IntegrityError, StoreError
 from backup_dag.core.manifest import (
     MANIFEST,
     VERIFICATION,
@@ -25,25 +25,29 @@ from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from backup_dag.core.store.local import LocalStore
 
+_Answer = TypeVar("_Answer")
 _STEM = re.compile(r"(backup_[A-Za-z0-9_]+_\d{8}_\d{6})(\..+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One store's copy of a backup. `fault` says why it cannot be used, "" where it can."""
+    """One store's copy of a backup. `fault` says why it cannot be used, "" where it can; `remark` what else
+    is not as it should be."""
 
     store: Store
     manifest: Manifest | None
     verification: Verification | None
     fault: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup and its copies, the nearest store's first."""
+    """A backup and its copies, the nearest store's first; `missed`: why other stores could not be asked."""
 
     id: BackupId
     copies: tuple[Copy, ...]
+    missed: tuple[BackupDagError, ...] = ()
 
     @property
     def manifest(self) -> Manifest:
@@ -67,26 +71,45 @@ class Stray:
 
 @dataclass
 class Survey:
-    """What one look at the listings shows: ids newest first, and strays."""
+    """What one look at the listings shows: ids newest first, strays, and why stores could not be asked."""
 
     ids: list[BackupId] = field(default_factory=list)
     strays: list[Stray] = field(default_factory=list)
+    missed: tuple[BackupDagError, ...] = ()
 
 
 class Catalog:
-    """The backups in some stores. Each question looks anew: nothing is remembered."""
+    """The backups in some stores. Each question looks anew: nothing is remembered, but which stores failed.
+
+    Where one of several stores cannot be asked, the others answer; its error is in what is returned. The
+    last one's error is raised.
+    """
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.stores = tuple(stores)
+        self._missed: dict[Store, BackupDagError] = {}
+
+    def _ask(self, question: Callable[[Store], _Answer]) -> Iterator[tuple[Store, _Answer]]:
+        """Each store's answer. One that has failed is not waited for a second time."""
+        for store in self.stores:
+            if store not in self._missed:
+                try:
+                    answer = question(store)
+                except (StoreError, DiskError) as error:
+                    self._missed[store] = error
+                    continue
+                yield store, answer
+        if len(self._missed) == len(self.stores):
+            raise next(iter(self._missed.values()))
 
     def survey(self, database: str | None = None) -> Survey:
         """Reads the listings, no manifest: cheap, however many backups there are."""
         survey = Survey()
         ids: set[BackupId] = set()
-        for store in self.stores:
-            found, strays = _sorted_out(store)
+        for _, (found, strays) in self._ask(_sorted_out):
             ids |= found.keys()
             survey.strays += strays
+        survey.missed = tuple(self._missed.values())
         survey.ids = sorted(
             (backup for backup in ids if database in (None, backup.database)),
             key=lambda backup: (backup.stamp, backup.database),
@@ -97,31 +120,43 @@ class Catalog:
     def load(self, backup: BackupId) -> Backup:
         """A backup with its manifests and check results. Raises BackupNotFound."""
         copies = []
-        for store in self.stores:
-            sizes = {listed.name: listed.bytes for listed in store.list(f"{backup}.")}
+        for store, listing in self._ask(lambda store: list(store.list(f"{backup}."))):
+            sizes = {listed.name: listed.bytes for listed in listing}
             if backup.file(MANIFEST) in sizes:
                 copies.append(_copy(store, backup, sizes))
         if not copies:
-            places = " or ".join(store.address() for store in self.stores)
+            for error in self._missed.values():  # it may be there
+                raise error
             raise BackupNotFound(
-                f"there is no {backup} in {places}", hint="backup-dag list shows what there is"
+                f"there is no {backup} in {self.places}", hint="backup-dag list shows what there is"
             )
-        return Backup(backup, tuple(copies))
+        return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
+
+    @property
+    def places(self) -> str:
+        """Where it looks, in words."""
+        return " or ".join(store.address() for store in self.stores)
 
     def latest(self, database: str | None = None, *, usable: bool = True) -> Backup:
         """The newest backup by snapshot time; with `usable`, the newest with a copy that can be used.
 
         Raises BackupNotFound.
         """
+        for found in self.newest_first(database, usable=usable):
+            return found
+        for error in self._missed.values():
+            raise error
+        raise BackupNotFound(
+            f"there is no backup{f' of {database}' if database else ''} in {self.places}",
+            hint="make one with backup-dag backup, or look elsewhere (BACKUP_DIR, AWS_S3_BUCKET)",
+        )
+
+    def newest_first(self, database: str | None = None, *, usable: bool = True) -> Iterator[Backup]:
+        """Every backup, loaded as it is asked for; with `usable`, those with a copy that can be used."""
         for backup in self.survey(database).ids:
             found = self.load(backup)
             if not usable or any(not copy.fault for copy in found.copies):
-                return found
-        places = " or ".join(store.address() for store in self.stores)
-        raise BackupNotFound(
-            f"there is no backup{f' of {database}' if database else ''} in {places}",
-            hint="make one with backup-dag backup, or look elsewhere (BACKUP_DIR, AWS_S3_BUCKET)",
-        )
+                yield found
 
 
 def open_stores(settings: Settings, s3_client: Any = None) -> list[Store]:
@@ -198,7 +233,27 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
         if sizes.get(file.name) != file.bytes:
             found = f"{sizes[file.name]:,} bytes" if file.name in sizes else "not there"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
-    return Copy(store, manifest, verification(store, backup, sizes), fault)
+    known = verification(store, backup, sizes)
+    unread = known is None and backup.file(VERIFICATION) in sizes
+    remark = (
+        f"{store.address(backup.file(VERIFICATION))} is no record of this backup's checks" if unread else ""
+    )
+    return Copy(store, manifest, known, fault, remark)
+
+
+def _of_one_backup(copies: list[Copy]) -> Iterator[Copy]:
+    """The copies; one whose manifest is not the first one's is another backup that has the same name."""
+    first = next((copy for copy in copies if copy.manifest), None)
+    for copy in copies:
+        if first and copy.manifest and first.manifest != copy.manifest:
+            where = copy.store.address(copy.manifest.artifact.name)
+            fault = (
+                f"{where} is another backup of the same name, from the server"
+                f" {copy.manifest.server.system_identifier}: give each server a BACKUP_S3_PREFIX of its own"
+            )
+            yield replace(copy, fault=copy.fault or fault)
+        else:
+            yield copy
 
 
 def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verification | None:
@@ -207,6 +262,7 @@ def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verifi
     if name not in names:
         return None
     try:
-        return Verification.model_validate_json(store.read(name))
+        found = Verification.model_validate_json(store.read(name))
     except ValueError:
         return None
+    return found if found.backup == str(backup) else None

@@ -7,6 +7,8 @@ from pathlib import Path
 from backup_dag.core import process
 from backup_dag.core.errors import ConfigurationError
 
+_NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -44,14 +46,14 @@ def find_clients(server_major: int, bin_dirs: tuple[Path, ...]) -> Clients:
 
 
 def installed_clients(bin_dirs: tuple[Path, ...]) -> list[Clients]:
-    """Every installation of pg_dump that we can find, in order of preference."""
+    """Every whole installation of the client programs that we can find, in order of preference."""
     path = [Path(part) for part in process.environment().get("PATH", "").split(":") if part]
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     found = []
     for bin_dir in dict.fromkeys([*bin_dirs, *path, *debian]):
         pg_dump = bin_dir / "pg_dump"
         # Debian's /usr/bin/pg_dump is a wrapper that chooses a version by itself
-        if pg_dump.exists() and pg_dump.resolve().name != "pg_wrapper":
+        if all((bin_dir / name).exists() for name in _NEEDED) and pg_dump.resolve().name != "pg_wrapper":
             found.append(Clients(bin_dir, _version_of(pg_dump)))
     return found
 

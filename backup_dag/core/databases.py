@@ -8,18 +8,20 @@ environment variable that holds it.
     exclude_table_data = ["public.sessions"]
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from backup_dag.core.errors import ConfigurationError
 from backup_dag.core.postgres import Address
 from backup_dag.core.settings import CompressionLevel, Format, Settings, environment_value
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,62}", re.ASCII)
 
 _PASSED_ON = frozenset(
@@ -28,8 +30,8 @@ _PASSED_ON = frozenset(
     --large-objects --load-via-partition-root --lock-wait-timeout --no-comments --no-large-objects
     --no-owner --no-policies --no-privileges --no-publications --no-security-labels --no-statistics
     --no-subscriptions --no-table-access-method --no-tablespaces --no-toast-compression
-    --no-unlogged-table-data --quote-all-identifiers --role --serializable-deferrable --statistics
-    --strict-names --table-and-children --use-set-session-authorization --with-statistics""".split()  # noqa: SIM905
+    --no-unlogged-table-data --quote-all-identifiers --role --statistics --strict-names
+    --table-and-children --use-set-session-authorization""".split()  # noqa: SIM905
 )
 """pg_dump's options that leave the stream as we read it. Written out, since pg_dump takes abbreviations."""
 
@@ -45,7 +47,7 @@ class Plan(BaseModel):
     exclude_tables: tuple[str, ...] = ()
     exclude_table_data: tuple[str, ...] = ()
     format: Format = "sql"
-    compression_level: CompressionLevel = 2
+    compression_level: Annotated[CompressionLevel, Field(strict=True)] = 2
     pg_dump_options: tuple[str, ...] = ()
 
     @field_validator("pg_dump_options")
@@ -104,8 +106,11 @@ def configured(settings: Settings, env_file: Path | None = Path(".env")) -> tupl
     }
     if settings.database_url is not None:
         url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
-        found.append(Database(name=_name_for(url), url=SecretStr(url), plan=Plan(**defaults)))
-    found += _from_file(settings.backup_config, defaults, env_file)
+        found.append(
+            Database(name=_name_of(Address.of(url).dbname), url=SecretStr(url), plan=Plan(**defaults))
+        )
+    given = settings.backup_config != Path("backup.toml")
+    found += _from_file(settings.backup_config, defaults, env_file, given=given)
     if not found:
         raise ConfigurationError(
             f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
@@ -133,10 +138,22 @@ def choose(databases: Sequence[Database], name: str | None) -> Database:
     raise ConfigurationError(said, hint=f"choose one with --database: {known}")
 
 
-def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None) -> list[Database]:
+def whole_database(like: Database, address: Address) -> Database:
+    """All of another database of the same server, whatever the nightly backup of this one leaves out."""
+    name = like.name if address.dbname == like.address.dbname else _name_of(address.dbname)
+    plan = Plan(format=like.plan.format, compression_level=like.plan.compression_level)
+    return Database(name=name, url=SecretStr(address.with_password()), plan=plan)
+
+
+def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None, *, given: bool) -> list[Database]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if given:
+            raise ConfigurationError(
+                f"there is no {path}",
+                hint="see BACKUP_CONFIG, which names it; leave it out to use DATABASE_URL alone",
+            ) from None
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None
@@ -144,6 +161,8 @@ def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None) -> l
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}", hint="mend that line") from None
+    if path == Path(os.devnull):
+        return []
     for key in document:
         if key != "databases":
             raise ConfigurationError(
@@ -166,19 +185,41 @@ def _one(
     except ValidationError as error:
         fault = error.errors()[0]
         key = str(fault["loc"][0]) if fault["loc"] else None
-        raise _bad_file(path, text, name, key, fault["msg"]) from None
+        raise _bad_file(path, text, name, key, _in_words(fault["type"], fault["msg"])) from None
+    if not _VARIABLE.fullmatch(entry.url_env):
+        raise _bad_file(
+            path, text, name, "url_env", "not the name of an environment variable (and never a url)"
+        )
     url = environment_value(entry.url_env, env_file)
     if url is None:
-        raise _bad_file(path, text, name, "url_env", f"the environment variable {entry.url_env} is not set")
+        why = f"the environment variable {entry.url_env} is not set"
+        raise _bad_file(path, text, name, "url_env", why, hint="set it in the environment or in .env")
     plan = Plan(**entry.model_dump(exclude={"url_env"}))
     return Database(name=name, url=SecretStr(_checked_url(url, entry.url_env)), plan=plan)
 
 
-def _bad_file(path: Path, text: str, name: str, key: str | None, why: str) -> ConfigurationError:
+def _in_words(type: str, message: str) -> str:
+    """What pydantic says of a value, as it would be said of a line in this file."""
+    said = {
+        "extra_forbidden": f"unknown; there are {', '.join(_Entry.model_fields)}",
+        "missing": "missing; give the name of the environment variable that holds the url",
+        "tuple_type": "must be a list, such as ['public.orders']",
+    }
+    return said.get(type, message)
+
+
+def _bad_file(
+    path: Path,
+    text: str,
+    name: str,
+    key: str | None,
+    why: str,
+    hint: str = "mend that key; backup.toml.example shows every one",
+) -> ConfigurationError:
     place = f"databases.{name}" + (f".{key}" if key else "")
     return ConfigurationError(
         f"{path}, line {_line_of(text, name, key)}, {place}: {why}",
-        hint="mend that key; backup.toml.example shows every one",
+        hint=hint,
     )
 
 
@@ -195,6 +236,9 @@ def _line_of(text: str, name: str, key: str | None) -> int:
             break
         elif inside and key and wanted.match(line):
             return number
+    if at == 1 and not inside and key:  # written as a dotted key, or as a table on one line
+        anywhere = re.compile(rf"""(?:^|[.{{,\s])["']?{re.escape(key)}["']?\s*=""")
+        return next((n for n, line in enumerate(text.splitlines(), 1) if anywhere.search(line)), 1)
     return at
 
 
@@ -214,7 +258,7 @@ def _checked_url(url: str, variable: str) -> str:
     return url
 
 
-def _name_for(url: str) -> str:
+def _name_of(dbname: str) -> str:
     """A database's name as a name of ours: what is not a letter, a digit or _ becomes _."""
-    name = re.sub(r"[^A-Za-z0-9_]", "_", Address.of(url).dbname)[:63]
+    name = re.sub(r"[^A-Za-z0-9_]", "_", dbname)[:63]
     return name if _NAME.fullmatch(name) else f"db{name}"[:63]

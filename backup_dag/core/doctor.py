@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from math import log2
 from pathlib import Path
 from typing import Literal
+
+from dotenv import dotenv_values
 
 from backup_dag.core import process
 from backup_dag.core.catalog import Catalog, open_stores
@@ -50,18 +53,23 @@ def warn(what: str, found: str, advice: str) -> Finding:
 
 def examine() -> Iterator[Finding]:
     """Looks at one thing after the other; what fails does not keep the rest from being looked at."""
+    databases: tuple[Database, ...] = ()
     try:
         settings = load()
-        databases = configured(settings)
     except BackupDagError as error:
         yield _failed("settings", error)
         return
-    yield ok("settings", f"{len(databases)} database(s): {', '.join(each.name for each in databases)}")
+    yield from _env_file()
+    try:
+        databases = configured(settings)
+        yield ok("settings", f"databases: {', '.join(each.name for each in databases)}")
+    except BackupDagError as error:
+        yield _failed("settings", error)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("tools", _tools),
         ("key", lambda: _key(settings)),
         *((each.name, lambda each=each: _database(settings, each)) for each in databases),
-        ("disk", lambda: _disk(settings)),
+        ("disk", lambda: _disk(settings, databases)),
         ("stores", lambda: _stores(settings)),
         ("time zone", lambda: _zone(settings)),
         ("Dagster", _dagster),
@@ -75,6 +83,22 @@ def examine() -> Iterator[Finding]:
 
 def _failed(what: str, error: BackupDagError) -> Finding:
     return Finding("fail", what, error.message, error.hint, error.exit_code)
+
+
+def _env_file() -> Iterator[Finding]:
+    """Who may read .env, and names in it that nothing reads."""
+    path = Path(".env")
+    if not path.is_file():
+        return
+    if path.stat().st_mode & 0o077:
+        yield warn(
+            ".env's mode", "others on this machine may read it, and the secrets in it", "chmod 600 .env"
+        )
+    ours = [name for name in dotenv_values(path) if name.startswith("BACKUP_")]
+    for name in ours:
+        if name.lower() not in Settings.model_fields:
+            like = get_close_matches(name, [known.upper() for known in Settings.model_fields], 1)
+            yield warn(name, "nothing reads it", f"is it {like[0]}?" if like else "see .env.example")
 
 
 def _tools() -> Iterator[Finding]:
@@ -149,6 +173,9 @@ def _privileges(database: Database, session: Session) -> Finding:
 _OURS_TO_READ = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
+      AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+                      WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+                        AND c.oid <> ALL (coalesce(e.extconfig, '{}')))
 """
 _HIDDEN_BY_ROW_SECURITY = f"""
     SELECT c.oid::regclass::text AS name {_OURS_TO_READ}
@@ -167,7 +194,8 @@ _UNREADABLE = f"""
 # pg_read_all_data does not reach large objects (has_largeobject_privilege came with PostgreSQL 18)
 _UNREADABLE_OBJECTS = """
     SELECT 'large object ' || m.oid AS name FROM pg_largeobject_metadata m, pg_roles r
-    WHERE r.rolname = current_user AND NOT r.rolsuper AND NOT pg_has_role(m.lomowner, 'USAGE')
+    WHERE r.rolname = current_user AND NOT r.rolsuper AND current_setting('lo_compat_privileges') <> 'on'
+      AND NOT pg_has_role(m.lomowner, 'USAGE')
       AND NOT EXISTS (SELECT FROM aclexplode(m.lomacl) a WHERE a.privilege_type = 'SELECT'
                       AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')))
     ORDER BY m.oid LIMIT 1000
@@ -186,11 +214,11 @@ def _clock(database: Database, session: Session) -> Finding:
     return ok(f"{database.name} clock", "agrees with this host's")
 
 
-def _disk(settings: Settings) -> Iterator[Finding]:
+def _disk(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Finding]:
     with work_directory(settings.backup_dir) as work:
         free = shutil.disk_usage(work).free
     need = 0
-    for database in configured(settings):
+    for database in databases:
         try:
             latest = Catalog([LocalStore(settings.backup_dir)]).latest(database.name)
             need += latest.manifest.artifact.bytes
@@ -239,10 +267,7 @@ def _dagster() -> Iterator[Finding]:
     """Asks Dagster itself, in a process of its own: this program does without it."""
     home = environment_value("DAGSTER_HOME")
     if not home:
-        advice = (
-            "set DAGSTER_HOME to the project's folder for schedules and history; the terminal does without"
-        )
-        yield warn("Dagster", "DAGSTER_HOME is not set: nothing runs at night from here", advice)
+        yield ok("Dagster", "DAGSTER_HOME is not set; make ui sets it to the project's folder")
         return
     try:
         process.output(

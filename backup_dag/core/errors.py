@@ -36,7 +36,13 @@ class ConfigurationError(BackupDagError):
 
 
 class DatabaseError(BackupDagError):
+    """`sqlstate` is the server's own code for what it refused, where it said one."""
+
     exit_code = 4
+
+    def __init__(self, message: str, *, hint: str = "", sqlstate: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.sqlstate = sqlstate
 
 
 class DatabaseUnreachable(DatabaseError):

@@ -60,6 +60,26 @@ def gpg_at(home: Path, options: list[str]) -> Iterator[Gpg]:
 
 
 @contextmanager
+def agent_ended(home: Path) -> Iterator[None]:
+    """Ends the agent that gpg started for that keyring, if none was running before the block."""
+    home_option, env = f"--homedir={home}", process.environment()
+
+    def ask(*argv: str) -> bool:
+        try:
+            process.output(argv, env=env)
+        except (OSError, process.ChildFailed):
+            return False
+        return True
+
+    was_running = ask("gpg-connect-agent", home_option, "--no-autostart", "GETINFO pid", "/bye")
+    try:
+        yield
+    finally:
+        if not was_running:
+            ask("gpgconf", home_option, "--kill", "gpg-agent")
+
+
+@contextmanager
 def through(
     sink: Writer, home: Path, options: list[str], run: Callable[[Gpg, "Source"], Any]
 ) -> Iterator[Writer]:

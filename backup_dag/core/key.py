@@ -65,8 +65,9 @@ def decryption_key(settings: Settings, made_with: Encryption) -> Key:
     ours = passphrase_fingerprint(passphrase) if passphrase else None
     if [ours] != made_with.key_fingerprints:
         have = f"the one set here has {ours}" if ours else "none is set here"
+        theirs = ", ".join(made_with.key_fingerprints) or "none"
         raise ConfigurationError(
-            f"this backup's passphrase has fingerprint {made_with.key_fingerprints[0]}, {have}",
+            f"this backup's passphrase has fingerprint {theirs}, {have}",
             hint="set BACKUP_ENCRYPTION_KEY to the passphrase that was in use when it was made",
         )
     return Key("symmetric", passphrase, fingerprints=tuple(made_with.key_fingerprints))
@@ -91,9 +92,16 @@ def _public_key(home: Path, recipient: str) -> str:
             f"gpg knows no public key for the recipient {recipient!r} in {home}",
             hint=f"gpg --homedir {home} --import KEYFILE, or set BACKUP_GPG_HOME to the right keyring",
         )
-    if "E" not in keys[0]["cap"]:
+    able = [key for key in keys if "E" in key["cap"]]
+    if len(able) > 1:
+        known = ", ".join(str(key["fingerprint"]) for key in able)
+        raise ConfigurationError(
+            f"the recipient {recipient!r} could be any of several keys: {known}",
+            hint="give the fingerprint of the right one in BACKUP_GPG_RECIPIENTS",
+        )
+    if not able:
         raise ConfigurationError(
             f"the key of the recipient {recipient!r} cannot encrypt: it has no such part, or has expired",
             hint=f"gpg --homedir {home} --list-keys shows what each key is for, and until when",
         )
-    return str(keys[0]["fingerprint"])
+    return str(able[0]["fingerprint"])

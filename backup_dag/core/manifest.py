@@ -9,9 +9,9 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from backup_dag.core.errors import ConfigurationError, IntegrityError
 
@@ -122,13 +122,26 @@ class Setting(_Document):
     name: str
     value: str | None
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a mark of a restore's, which no backup holds."""
+        return self.name.startswith("backup_dag.")
+
     def withheld(self) -> "Setting":
         """Without its value where it is an application's own, which is where secrets are kept."""
         return self.model_copy(update={"value": None}) if "." in self.name else self
 
 
+Version = Annotated[str, Field(pattern=r"^\d+")]
+
+
+def major(version: str) -> int:
+    """The first number of a version."""
+    return int(re.split(r"\D", version)[0])
+
+
 class Server(_Document):
-    version: str
+    version: Version
     standby: bool
     system_identifier: str | None
 
@@ -148,6 +161,7 @@ class DatabaseFacts(_Document):
     comment: str | None
     settings: list[Setting]
     extensions: dict[str, str]
+    tablespaces: list[str] = []
     bytes: int
 
 
@@ -155,7 +169,7 @@ class Dumped(Bytes):
     """The plain dump: never on a disk, but its size and digest are known."""
 
     format: Literal["sql", "custom"]
-    client_version: str
+    client_version: Version
     options: list[str]
 
 
@@ -173,16 +187,16 @@ class Encryption(_Document):
 
 
 class Manifest(_Document):
-    """One backup. Times are UTC, sizes bytes, durations seconds."""
+    """One backup. Times are UTC, sizes bytes, durations seconds; `warnings` are for people."""
 
     schema_version: int
     backup: str
     database: str
     partition_day: date
     reason: Reason
-    snapshot_time: datetime
-    started: datetime
-    finished: datetime
+    snapshot_time: AwareDatetime
+    started: AwareDatetime
+    finished: AwareDatetime
     seconds: float
     made_by: str
     server: Server
@@ -194,6 +208,7 @@ class Manifest(_Document):
     globals: Globals
     content: Content
     recover: list[str]
+    warnings: list[str] = []
 
     @property
     def id(self) -> BackupId:
@@ -221,7 +236,7 @@ class Check(_Document):
     """What one verification of one copy found. `faults` is empty where all is well."""
 
     level: Level
-    time: datetime
+    time: AwareDatetime
     seconds: float
     made_by: str
     faults: list[str]

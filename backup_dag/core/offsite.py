@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import date
 
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.errors import BackupDagError, BackupNotFound
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
+from backup_dag.core.manifest import MANIFEST, Manifest
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Observer
+from backup_dag.core.work import one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def copy_offsite(
 
     The newest is compared where it is there already; older ones that are there are left at that. One
     that cannot be copied keeps no other from it: its error is raised when all have been tried. May be
-    repeated at any time.
+    repeated at any time; two on one machine wait for each other.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
@@ -54,19 +55,31 @@ def copy_offsite(
             f"there is no whole backup of {database} in {local.address()}" + (f" for {day}" if day else ""),
             hint="make one first (backup-dag backup); an upload needs the local copy",
         )
-    there = set(Catalog([bucket]).survey(database).ids)
     failed: BackupDagError | None = None
-    for manifest in whole:
-        if manifest.id in there and manifest is not whole[0]:
-            continue
-        try:
-            yield Copied(manifest, publish(bucket, manifest, local.folder, observer))
-        except BackupDagError as error:
-            failed = failed or error
-            if error.retryable:
-                break
+    with one_at_a_time(local.folder, f"copy-{database}"):
+        there = set(Catalog([bucket]).survey(database).ids)
+        for manifest in whole:
+            try:
+                if manifest.id in there and manifest is not whole[0]:
+                    _hold_to_the_bucket(bucket, manifest)
+                else:
+                    yield Copied(manifest, publish(bucket, manifest, local.folder, observer))
+            except BackupDagError as error:
+                failed = failed or error
+                if error.retryable:
+                    break
     if failed is not None:
         raise failed
+
+
+def _hold_to_the_bucket(bucket: Store, manifest: Manifest) -> None:
+    """Raises IntegrityError where what lies there under this name is another backup."""
+    name = manifest.id.file(MANIFEST)
+    if bucket.read(name) != manifest.to_json().encode():
+        raise IntegrityError(
+            f"{bucket.address(name)} is of another backup than this machine's, which has no copy there",
+            hint="give each server a BACKUP_S3_PREFIX of its own; then the next backup makes up for the copy",
+        )
 
 
 def _whole(local: LocalStore, database: str) -> Iterator[Manifest]:

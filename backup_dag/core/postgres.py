@@ -4,7 +4,7 @@ The only room that knows psycopg2. A password reaches a child through its enviro
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,16 +12,18 @@ from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812
-from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extensions import encodings, make_dsn, parse_dsn
 from psycopg2.extras import RealDictCursor
 
 from backup_dag.core import process
 from backup_dag.core.errors import ConfigurationError, DatabaseError, DatabaseUnreachable, GuardRefused
 from backup_dag.core.manifest import DatabaseFacts, Server, Setting
+from backup_dag.core.stream import Writer
 
 _LOCK = (0x6261636B, 0x64616721)
 """The advisory lock's key. Such locks belong to one database, so one key serves them all."""
 
+encodings.update(SQL_ASCII="latin-1", SQLASCII="latin-1")  # psycopg2 takes it for ASCII, and fails at more
 _CONNECT_SECONDS = 10
 
 _PARTS_UNLESS_GIVEN = {
@@ -47,14 +49,14 @@ class Address:
     def of(cls, url: str, variable: str = "DATABASE_URL") -> "Address":
         """Raises ConfigurationError, naming the variable that held the url and not the url."""
         try:
-            parts = parse_dsn(url)
-        except psycopg2.ProgrammingError:
+            parts = {} if _ambiguous(url) else parse_dsn(url)
+        except (psycopg2.ProgrammingError, UnicodeDecodeError):
             parts = {}
         if not parts.get("dbname"):
             raise ConfigurationError(
                 f"{variable} is not a PostgreSQL address that names a database",
-                hint="write it as postgresql://user:password@host:5432/name"
-                " (a password's special characters percent-encoded)",
+                hint="write it as postgresql://user:password@host:5432/name, a password's special characters"
+                " percent-encoded (@ is %40, / is %2F, : is %3A, ? is %3F, # is %23, % is %25)",
             )
         return cls(parts)
 
@@ -68,6 +70,14 @@ class Address:
     @property
     def dbname(self) -> str:
         return str(self.parts["dbname"])
+
+    def at(self, dbname: str) -> "Address":
+        """Another database of the same server."""
+        return Address({**self.parts, "dbname": dbname})
+
+    def with_password(self) -> str:
+        """The connection string with all that is in it. Never to be shown."""
+        return str(make_dsn(**self.parts))
 
     def dbname_for_argv(self) -> str:
         """The database's name, for a program that takes `a=b` or `postgresql://…` for a connection string."""
@@ -112,8 +122,30 @@ class Session:
         except psycopg2.Error as error:
             raise DatabaseError(
                 f"asking {self.address} failed: {_first_line(error)}",
-                hint="see that the server is up and that this role may read the catalogs",
+                hint="see that the server is up, and what this role may do there",
+                sqlstate=error.pgcode,
             ) from error
+
+    def copy_out(self, statement: bytes, sink: Writer) -> None:
+        """Runs a COPY … TO STDOUT as pg_dump would: its bytes go to `sink`. The session's last use.
+
+        Raises DatabaseError. The settings are those of pg_dump's session (`setup_connection` in pg_dump.c).
+        """
+        self.rows("SET search_path TO ''; SET DateStyle TO ISO; SET IntervalStyle TO postgres")
+        self.rows("SET extra_float_digits TO 3; SET row_security TO off; SET client_encoding TO SQL_ASCII")
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.copy_expert(statement, sink)
+        except psycopg2.Error as error:
+            raise DatabaseError(
+                f"reading from {self.address} failed: {_first_line(error)}",
+                hint="see that the server is up, and what this role may read",
+                sqlstate=error.pgcode,
+            ) from error
+
+    @property
+    def is_sql_ascii(self) -> bool:
+        return self._connection.get_parameter_status("server_encoding") == "SQL_ASCII"
 
     @property
     def server_major(self) -> int:
@@ -155,8 +187,10 @@ class Session:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """A snapshot that others may take up while the block runs."""
-        for timeout in ("idle_in_transaction_session_timeout", "statement_timeout"):
-            self.row(f"SELECT set_config('{timeout}', '0', false)")
+        self.rows(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',"
+            " 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout')"
+        )
         self.rows("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         try:
             taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
@@ -199,10 +233,11 @@ class Session:
             connection_limit=known["datconnlimit"],
             grants=known["datacl"],
             comment=row["comment"],
-            settings=[setting.withheld() for setting in self.settings()],
+            settings=[setting.withheld() for setting in self.settings() if not setting.is_ours],
             extensions={
                 e["extname"]: e["extversion"] for e in self.rows("SELECT * FROM pg_extension ORDER BY 1")
             },
+            tablespaces=self.tablespaces(),
             bytes=row["bytes"],
         )
 
@@ -218,40 +253,42 @@ class Session:
         )
         return [Setting(**row) for row in rows]
 
-    def properties_sql(self) -> list[str]:
-        """The statements that give a database of that name its owner, limit, comment, grants and settings."""
+    def properties_sql(self, facts: DatabaseFacts, settings: Sequence[Setting], name: str) -> list[str]:
+        """The statements that give a database called `name` these owner, limit, comment, grants and settings.
+
+        Settings whose value is withheld are left out.
+        """
+        grants = ", ".join(literal(grant) for grant in facts.grants or ())
         rows = self.rows(
-            """
-            WITH d AS (SELECT *, shobj_description(oid, 'pg_database') AS comment FROM pg_database
-                       WHERE datname = current_database())
-            SELECT 1 AS turn,
-                   format('ALTER DATABASE %I OWNER TO %I', datname, pg_get_userbyid(datdba)) AS said
+            f"""
+            WITH d AS (SELECT {literal(name)}::text AS name, {literal(facts.owner)}::text AS owner,
+                              {facts.connection_limit} AS maximum, {literal(facts.comment or "")} AS comment,
+                              ARRAY[{grants}]::aclitem[] AS acl)
+            SELECT 1 AS turn, format('ALTER DATABASE %I OWNER TO %I', name, owner) AS said
             FROM d UNION ALL
-            SELECT 2, format('ALTER DATABASE %I CONNECTION LIMIT %s', datname, datconnlimit)
+            SELECT 2, format('ALTER DATABASE %I CONNECTION LIMIT %s', name, maximum)
             FROM d UNION ALL
-            SELECT 3, format('COMMENT ON DATABASE %I IS %L', datname, comment)
+            SELECT 3, format('COMMENT ON DATABASE %I IS %L', name, comment)
             FROM d WHERE comment <> '' UNION ALL
-            SELECT 4, format('REVOKE ALL ON DATABASE %I FROM PUBLIC', datname)
-            FROM d WHERE datacl <> '{}' UNION ALL
-            SELECT 5, format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, datname,
+            SELECT 4, format('REVOKE ALL ON DATABASE %I FROM PUBLIC', name)
+            FROM d WHERE cardinality(acl) > 0 UNION ALL
+            SELECT 5, format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, name,
                              CASE a.grantee WHEN 0 THEN 'PUBLIC'
                                             ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
                              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-            FROM d, aclexplode(datacl) a ORDER BY 1, 2
+            FROM d, unnest(acl) granted, aclexplode(ARRAY[granted]) a ORDER BY 1, 2
             """
         )
-        return [row["said"] for row in rows] + [self._setting_sql(setting) for setting in self.settings()]
+        known = [setting for setting in settings if setting.value is not None and not setting.is_ours]
+        return [row["said"] for row in rows] + [_setting_sql(setting, name) for setting in known]
 
-    def _setting_sql(self, setting: Setting) -> str:
-        database = quoted(self.address.dbname)
-        whose = (
-            f"ROLE {quoted(setting.role)} IN DATABASE {database}" if setting.role else f"DATABASE {database}"
+    def tablespaces(self) -> list[str]:
+        """Those that this database's objects lie in, without the database's own default."""
+        rows = self.rows(
+            "SELECT DISTINCT spcname AS name FROM pg_tablespace t JOIN pg_class c ON c.reltablespace = t.oid"
+            " WHERE c.relnamespace <> 'pg_catalog'::regnamespace AND t.spcname !~ '^pg_' ORDER BY 1"
         )
-        value = setting.value or ""
-        # these hold lists that are stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)
-        listed = value.replace('""', "''") if setting.name in _QUOTED_LISTS and value else literal(value)
-        name = ".".join(quoted(part) for part in setting.name.split("."))
-        return f"ALTER {whose} SET {name} TO {listed}"
+        return [row["name"] for row in rows]
 
     def may_read_password_hashes(self) -> bool:
         return bool(self.row("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT') AS may")["may"])
@@ -266,6 +303,27 @@ class Session:
             """
         )
         return int(row["bytes"])
+
+
+def _safely(session: Session, connection: Connection) -> Session:
+    """Nothing that a database's owner defined or set may change what our queries mean, or run as us.
+
+    All text comes as UTF-8; from SQL_ASCII, which is no encoding, as it is, a byte a character.
+    """
+    session.rows("SELECT pg_catalog.set_config('search_path', '', false)")
+    session.rows("SET default_transaction_read_only TO off")
+    connection.set_client_encoding("SQL_ASCII" if session.is_sql_ascii else "UTF8")
+    return session
+
+
+def _setting_sql(setting: Setting, dbname: str) -> str:
+    database = quoted(dbname)
+    whose = f"ROLE {quoted(setting.role)} IN DATABASE {database}" if setting.role else f"DATABASE {database}"
+    value = setting.value or ""
+    # these hold lists that are stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)
+    listed = value.replace('""', "''") if setting.name in _QUOTED_LISTS and value else literal(value)
+    name = ".".join(quoted(part) for part in setting.name.split("."))
+    return f"ALTER {whose} SET {name} TO {listed}"
 
 
 @contextmanager
@@ -284,9 +342,18 @@ def connected(address: Address) -> Iterator[Session]:
         ) from error
     connection.autocommit = True
     try:
-        yield Session(connection, address)
+        yield _safely(Session(connection, address), connection)
     finally:
         connection.close()
+
+
+def _ambiguous(url: str) -> bool:
+    """Whether a password in it is not encoded: what follows its / or @ would be taken for something else."""
+    scheme, found, rest = url.partition("://")
+    if not found or scheme not in ("postgresql", "postgres"):
+        return False
+    login, _, address = rest.partition("@")
+    return "@" in address or ("@" in rest and any(character in login for character in "/?#"))
 
 
 def quoted(identifier: str) -> str:

@@ -31,6 +31,7 @@ _PAUSE = 0.002  # seconds in which a slow writer fills a pipe, so that we wake f
 
 
 PIPE = subprocess.PIPE
+NO_INPUT = subprocess.DEVNULL
 Popen = subprocess.Popen[bytes]
 Argv = Sequence[str | os.PathLike[str]]
 
@@ -65,7 +66,7 @@ def start(
     argv: Argv,
     *,
     env: Mapping[str, str],
-    stdin: int = subprocess.DEVNULL,
+    stdin: int = NO_INPUT,
     stdout: int = PIPE,
 ) -> Popen:
     """Starts a child that dies with this thread. Whoever calls this owes a `stop`."""
@@ -150,6 +151,12 @@ class Child:
         if status != 0:
             raise ChildFailed(self._program, status, self._stderr.decode(errors="replace").strip())
 
+    @property
+    def warnings(self) -> list[str]:
+        """What it said on stderr, so far as it was kept, once it has ended."""
+        lines = self._stderr.decode(errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
     def _drain_stderr(self) -> None:
         assert self._popen.stderr is not None
         with self._popen.stderr as stderr:
@@ -162,7 +169,7 @@ def running(
     argv: Argv,
     *,
     env: Mapping[str, str],
-    stdin: int = subprocess.DEVNULL,
+    stdin: int = NO_INPUT,
     stdout: int = PIPE,
 ) -> Iterator[Child]:
     """A child for the length of a block; stopped and reaped however the block is left."""

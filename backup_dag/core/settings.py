@@ -5,6 +5,7 @@ they show as stars in every repr, log and error. `.env.example` documents each o
 """
 
 import os
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +45,10 @@ class Settings(BaseSettings):
     backup_start_date: date = date(2026, 1, 1)
     backup_owner: str = "team:backup"
 
+    backup_restore_targets: Annotated[tuple[str, ...], NoDecode] = ()
+    backup_restore_jobs: Annotated[int, Field(ge=1, le=64)] = 2
+    backup_safety_days: Annotated[int, Field(ge=1, le=3650)] = 30
+
     aws_s3_bucket: str | None = None
     aws_default_region: str | None = None
     aws_endpoint_url_s3: str | None = None
@@ -56,7 +61,7 @@ class Settings(BaseSettings):
     backup_s3_object_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
     backup_s3_object_lock_days: Annotated[int, Field(ge=1, le=36500)] | None = None
 
-    @field_validator("backup_gpg_recipients", mode="before")
+    @field_validator("backup_gpg_recipients", "backup_restore_targets", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -70,12 +75,31 @@ class Settings(BaseSettings):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
 
+    @field_validator("backup_dir", "backup_config", "backup_encryption_key_file", "backup_gpg_home")
+    @classmethod
+    def _of_this_user(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value
+
+    @field_validator("backup_owner")
+    @classmethod
+    def _known_to_dagster(cls, value: str) -> str:
+        if not re.fullmatch(r"team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+", value):
+            raise ValueError("not an e-mail address, nor team: and a name")
+        return value
+
+    @field_validator("aws_endpoint_url_s3")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        if value and "@" in value:
+            raise ValueError("must not hold a user or password; see AWS_ACCESS_KEY_ID")
+        return value
+
     @field_validator("backup_timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ValueError("not a time zone name such as Europe/Berlin") from error
         return value
 
@@ -128,7 +152,13 @@ def load(env_file: Path | None = Path(".env")) -> Settings:
     Raises:
         ConfigurationError: names each setting that is malformed, never its value.
     """
-    for name, value in _file_values(env_file).items():
+    values = _file_values(env_file)
+    if (values.get("BACKUP_ENCRYPTION_KEY") or "") != (_as_written(env_file, "BACKUP_ENCRYPTION_KEY") or ""):
+        raise ConfigurationError(
+            f"BACKUP_ENCRYPTION_KEY in {env_file} holds ${{…}}, which is replaced where the file is read",
+            hint="put the passphrase into a file, named in BACKUP_ENCRYPTION_KEY_FILE, or choose another",
+        )
+    for name, value in values.items():
         if name.startswith("AWS_") and value:
             os.environ.setdefault(name, value)
     try:
@@ -158,15 +188,24 @@ def _file_values(env_file: Path | None) -> dict[str, str | None]:
         ) from None
 
 
+def _as_written(env_file: Path | None, name: str) -> str | None:
+    return dotenv_values(env_file, interpolate=False).get(name) if env_file else None
+
+
 def _first_line(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
-            line = file.readline().rstrip("\r\n")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            line = file.readline().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"reading the passphrase from BACKUP_ENCRYPTION_KEY_FILE ({path}) failed: {error}",
             hint="give the path of a file that this user may read, the passphrase on its first line",
         ) from None
+    if line.endswith("\r"):
+        raise ConfigurationError(
+            f"the first line of BACKUP_ENCRYPTION_KEY_FILE ({path}) ends in a carriage return, as on Windows",
+            hint="take it away (sed -i 's/\\r$//' FILE): gpg would take it for a part of the passphrase",
+        )
     if not line:
         raise ConfigurationError(
             f"the first line of BACKUP_ENCRYPTION_KEY_FILE ({path}) is empty",
@@ -176,6 +215,11 @@ def _first_line(path: Path) -> str:
 
 
 def _usable(passphrase: str) -> str:
+    if passphrase.startswith("PUT-THE-"):
+        raise ConfigurationError(
+            "the passphrase is still the example's, which everyone knows",
+            hint="make one with openssl rand -base64 32, and keep a copy of it away from this machine",
+        )
     if any(character in passphrase for character in "\r\n\0"):
         raise ConfigurationError(
             "the passphrase in BACKUP_ENCRYPTION_KEY or its file holds a line break or a NUL",

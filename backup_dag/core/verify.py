@@ -3,18 +3,13 @@
 The result is recorded beside the copy, good or bad; the artifact is never touched.
 """
 
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 from backup_dag import __version__
 from backup_dag.core.catalog import Copy, verification
-from backup_dag.core.clients import find_clients
 from backup_dag.core.errors import BackupNotFound, IntegrityError
-from backup_dag.core.key import Key, decryption_key
+from backup_dag.core.key import decryption_key
 from backup_dag.core.manifest import (
     CHECKSUM,
     VERIFICATION,
@@ -24,19 +19,29 @@ from backup_dag.core.manifest import (
     Manifest,
     Verification,
 )
+from backup_dag.core.reading import dump_text, read_back
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import checksum_file, compare
-from backup_dag.core.stages.compression import decompressing
-from backup_dag.core.stages.dump import as_sql
-from backup_dag.core.stages.encryption import decrypting
 from backup_dag.core.stages.fingerprint import Fingerprint, differences
 from backup_dag.core.store.base import Store
-from backup_dag.core.stream import Hashing, Meter, Observer, Writer
-from backup_dag.core.work import work_directory
+from backup_dag.core.stream import Hashing, Meter, Observer
+from backup_dag.core.work import reading_directory
 
 
 def verify(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
-    """Checks one copy, and records what was found beside it.
+    """Checks one copy (see `examine`), and records what was found beside it.
+
+    Raises:
+        StoreError, StoreUnreachable, DiskError: it could not be recorded, and what `examine` raises.
+    """
+    check = examine(settings, copy, level, observer)
+    if copy.manifest is not None:
+        record(copy.store, copy.manifest, check)
+    return check
+
+
+def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
+    """Checks one copy.
 
     `checksum` needs no key: every file of the backup against the manifest. `content` also decrypts,
     decompresses and reads the dump to its last line, and compares every digest.
@@ -49,15 +54,13 @@ def verify(settings: Settings, copy: Copy, level: Level, observer: Observer | No
         raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
     began = time.monotonic()
     faults = [copy.fault] if copy.fault else _faults(settings, copy.store, copy.manifest, level, observer)
-    check = Check(
+    return Check(
         level=level,
         time=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
         made_by=f"backup-dag {__version__}",
         faults=faults,
     )
-    _record(copy.store, copy.manifest, check)
-    return check
 
 
 def _faults(
@@ -93,12 +96,12 @@ def _content_faults(
 ) -> list[str]:
     """Reads artifact and globals to their ends; in words, where they are not what was promised."""
     key, fingerprint = decryption_key(settings, manifest.encryption), Fingerprint()
-    with work_directory(settings.backup_dir) as work:
-        with _dump_text(settings, manifest, fingerprint) as text:
+    with reading_directory(settings.backup_dir) as work:
+        with dump_text(settings, manifest, fingerprint) as text:
             plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=text))
-            compressed, encrypted = _read_back(store, manifest.artifact, plain, key, work)
+            compressed, encrypted = read_back(store, manifest.artifact, plain, key, work)
         roles = Hashing()
-        _, globals_file = _read_back(store, manifest.globals, roles, key, work)
+        _, globals_file = read_back(store, manifest.globals, roles, key, work)
     address = store.address(manifest.artifact.name)
     compare(address, manifest.artifact, encrypted.seen())
     compare(store.address(manifest.globals.name), manifest.globals, globals_file.seen())
@@ -107,32 +110,8 @@ def _content_faults(
     return differences(manifest.content, fingerprint.finish())
 
 
-def _read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> tuple[Hashing, Hashing]:
-    """Fetches, decrypts and decompresses into `plain`; the gzip and the encrypted stream as seen."""
-    try:
-        with decompressing(plain) as gunzip:
-            compressed = Hashing(gunzip)
-            with decrypting(compressed, key, work) as gpg:
-                encrypted = Hashing(gpg)
-                store.fetch(file.name, encrypted)
-    except IntegrityError as error:
-        raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
-    return compressed, encrypted
-
-
-@contextmanager
-def _dump_text(settings: Settings, manifest: Manifest, sink: Writer) -> Iterator[Writer]:
-    """The dump as SQL: as it is, or by way of a pg_restore that can read the archive."""
-    if manifest.dump.format == "sql":
-        yield sink
-        return
-    major = int(re.split(r"\D", manifest.dump.client_version)[0])
-    clients = find_clients(major, settings.pg_bin_dir)
-    with as_sql(sink, clients, format=manifest.dump.format) as writer:
-        yield writer
-
-
-def _record(store: Store, manifest: Manifest, check: Check) -> None:
+def record(store: Store, manifest: Manifest, check: Check) -> None:
+    """Notes a check beside the copy it was made of."""
     name = manifest.id.file(VERIFICATION)
     earlier = verification(store, manifest.id, [listed.name for listed in store.list(name)])
     record = (earlier or Verification(backup=manifest.backup)).with_check(check)

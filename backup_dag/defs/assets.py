@@ -34,7 +34,7 @@ from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.s3 import S3Store
+from backup_dag.core.store.s3 import S3Store, client_from
 from backup_dag.core.stream import Observer, Passed, every
 from backup_dag.defs import metadata
 
@@ -76,6 +76,8 @@ def backup(settings: Settings, database: Database, days: DailyPartitionsDefiniti
         order = order_for(database, settings, day, scheduled=scheduled)
         with _in_dagsters_words(context):
             made = take_backup(settings, order, _progress(context, "dumped"))
+        for warning in made.warnings:
+            context.log.warning(warning)
         context.log_event(
             AssetObservation(AssetKey([database.name, "database"]), metadata=metadata.of_database(made))
         )
@@ -146,7 +148,7 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
     def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult[None]:
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
         with _in_dagsters_words(context):
-            local, bucket = LocalStore(settings.backup_dir), S3Store(s3.get_client(), settings)
+            local, bucket = LocalStore(settings.backup_dir), S3Store(client_from(s3.get_client), settings)
             newest, *_ = copy_offsite(local, bucket, database.name, day, _progress(context, "uploaded"))
         values = metadata.of_copy(newest, time.monotonic() - began)
         return MaterializeResult(metadata=values, data_version=DataVersion(newest.manifest.artifact.sha256))

@@ -34,6 +34,7 @@ def of_dump(made: Manifest) -> Values:
         "content_sha256": made.content.sha256,
         "snapshot_time": MetadataValue.timestamp(made.snapshot_time),
         "why": made.reason,
+        "warnings": "\n".join(made.warnings) or "none",
         "format": made.dump.format,
         "server_version": made.server.version,
         "client_version": made.dump.client_version,

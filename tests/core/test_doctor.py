@@ -99,9 +99,9 @@ def test_it_shows_no_secret(doctor: Doctor, with_bucket: dict[str, str], guarded
         assert secret not in said
 
 
-def test_a_missing_setting_ends_the_examination(doctor: Doctor) -> None:
+def test_a_missing_setting_is_told_and_the_rest_is_looked_at(doctor: Doctor) -> None:
     found = doctor(DATABASE_URL="")
-    assert list(found) == ["settings"]
+    assert {"settings", "key", "disk", "local store"} <= set(found)
     assert (found["settings"].verdict, found["settings"].exit_code) == ("fail", 3)
     assert "DATABASE_URL" in found["settings"].found
 
@@ -207,7 +207,7 @@ def test_rows_that_are_hidden_are_told_and_the_advice_helps(doctor: Doctor, poor
     run_sql(admin, "GRANT pg_read_all_data TO beggar")
     found = doctor(DATABASE_URL=url)["poor_house privileges"]
     assert (found.verdict, found.exit_code) == ("fail", 4)
-    assert "row security hides rows of tenants" in found.found
+    assert "row security hides rows of public.tenants" in found.found
     run_sql(admin, "ALTER ROLE beggar BYPASSRLS")
     assert doctor(DATABASE_URL=url)["poor_house privileges"].verdict == "ok"
 
@@ -263,8 +263,22 @@ def test_without_gpg_it_says_how_to_get_it(doctor: Doctor, tmp_path: Path) -> No
     assert "apt-get install gnupg" in failed.advice
 
 
-def test_without_a_home_for_dagster_nothing_runs_at_night(doctor: Doctor) -> None:
-    assert doctor()["Dagster"].verdict == "warn"
+def test_without_a_home_for_dagster_it_says_who_sets_one(doctor: Doctor) -> None:
+    found = doctor()["Dagster"]
+    assert (found.verdict, "make ui" in found.found) == ("ok", True)
+
+
+def test_a_dotenv_that_others_may_read_and_names_that_nothing_reads_are_told(
+    doctor: Doctor, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("BACKUP_DRI=/x\n")
+    (tmp_path / ".env").chmod(0o644)
+    found = doctor()
+    assert found[".env's mode"].advice == "chmod 600 .env"
+    assert (found["BACKUP_DRI"].found, found["BACKUP_DRI"].advice) == (
+        "nothing reads it",
+        "is it BACKUP_DIR?",
+    )
 
 
 def test_a_home_that_dagster_cannot_open_fails(doctor: Doctor, tmp_path: Path) -> None:

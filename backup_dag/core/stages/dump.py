@@ -1,12 +1,12 @@
-"""The dump: pg_dump as a stream to read, and pg_dumpall for the roles it refers to."""
+"""The dump, both ways: pg_dump as a stream to read, psql and pg_restore to load it again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from backup_dag.core import process
 from backup_dag.core.clients import Clients
-from backup_dag.core.databases import Plan
 from backup_dag.core.errors import BackupDagError, DatabaseError, IntegrityError
 from backup_dag.core.postgres import Address, Snapshot, literal
 from backup_dag.core.stream import Writer
@@ -14,9 +14,14 @@ from backup_dag.core.stream import Writer
 EXTENSION = {"sql": "sql", "custom": "dump"}
 """What a format is called in the name of an artifact."""
 
+PROPERTIES = "\n-- Properties of the database itself\n"
+"""Where the roles end in a globals file."""
+
 
 @contextmanager
-def dumping(address: Address, clients: Clients, plan: Plan, snapshot: Snapshot) -> Iterator[process.Child]:
+def dumping(
+    address: Address, clients: Clients, snapshot: Snapshot, *, format: str, options: Sequence[str]
+) -> Iterator[process.Child]:
     """pg_dump of one snapshot, to be read to its end; end-of-file comes only after its exit status 0.
 
     Row security is off, as pg_dump has it: a role from which rows are hidden gets an error, never a
@@ -29,10 +34,10 @@ def dumping(address: Address, clients: Clients, plan: Plan, snapshot: Snapshot) 
         clients.program("pg_dump"),
         f"--dbname={address.for_argv()}",
         f"--snapshot={snapshot.name}",
-        f"--format={'plain' if plan.format == 'sql' else 'custom'}",
+        f"--format={'plain' if format == 'sql' else 'custom'}",
         "--compress=0",
         "--no-password",
-        *plan.options(),
+        *options,
     ]
     with _client("dumping", address, argv) as child:
         yield child
@@ -54,10 +59,22 @@ def dumping_roles(address: Address, clients: Clients, *, hashes: bool) -> Iterat
 
 
 @contextmanager
-def _client(doing: str, address: Address, argv: process.Argv) -> Iterator[process.Child]:
+def _client(
+    doing: str,
+    address: Address,
+    argv: process.Argv,
+    *,
+    stdin: int = process.NO_INPUT,
+    parameters: Mapping[str, str] | None = None,
+) -> Iterator[process.Child]:
     """A client program with the server's password in its environment, its failure in our words."""
+    environment = address.environment()
+    if parameters:
+        environment["PGOPTIONS"] = " ".join(
+            [environment.get("PGOPTIONS", ""), *(f"-c {name}={value}" for name, value in parameters.items())]
+        ).strip()
     try:
-        with process.running(argv, env=address.environment()) as child:
+        with process.running(argv, env=environment, stdin=stdin) as child:
             yield child
     except process.ChildFailed as failed:
         raise _failure(doing, address, failed) from failed
@@ -105,24 +122,66 @@ def _copy(child: process.Child, sink: Writer) -> None:
         raise
 
 
-def properties_sql(address: Address, statements: Sequence[str]) -> bytes:
+@contextmanager
+def loading(address: Address, clients: Clients, parameters: Mapping[str, str]) -> Iterator[process.Child]:
+    """psql, as a writer that runs the SQL text written to it; the first error ends it.
+
+    `parameters` are set for its session alone. Terse, since the longer errors quote rows.
+
+    Raises:
+        DatabaseError: a statement failed; psql's last words are in the message.
+    """
+    argv: process.Argv = [
+        clients.program("psql"),
+        f"--dbname={address.for_argv()}",
+        *("--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null", "--file=-"),
+        *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
+    ]
+    with _client("loading", address, argv, stdin=process.PIPE, parameters=parameters) as child:
+        try:
+            yield child
+            child.end_input()
+        except BrokenPipeError as broken:  # psql has ended, and well: there was a \q in the text
+            raise DatabaseError(
+                f"loading {address} failed: psql ended before the text did", hint="verify the backup"
+            ) from broken
+        child.wait()
+
+
+def load_archive(
+    archive: Path, address: Address, clients: Clients, parameters: Mapping[str, str], *, jobs: int
+) -> None:
+    """Runs pg_restore over a custom archive, several tables at a time. Raises DatabaseError."""
+    argv: process.Argv = [
+        clients.program("pg_restore"),
+        f"--dbname={address.for_argv()}",
+        *("--no-password", "--exit-on-error", f"--jobs={jobs}", str(archive)),
+    ]
+    with _client("loading", address, argv, parameters=parameters) as child:
+        while child.read():
+            pass
+
+
+def properties_sql(address: Address, statements: Sequence[str], *, raw: bool) -> bytes:
     """What psql runs to give an existing database its owner, settings and grants back.
 
-    Where no such database exists, nothing is run: roles can be restored on their own.
+    Where no such database exists, nothing is run: roles can be restored on their own. `raw`: the text came
+    from SQL_ASCII, a byte a character, and goes back so.
     """
     guarded = "".join(
         f"SELECT {literal(statement)} WHERE EXISTS (SELECT FROM pg_database"
         f" WHERE datname = {literal(address.dbname)})\n\\gexec\n"
         for statement in statements
     )
-    return f"\n-- Properties of the database itself\n{guarded}".encode()
+    encoding, codec = ("SQL_ASCII", "latin-1") if raw else ("UTF8", "utf-8")
+    return f"{PROPERTIES}SET client_encoding = '{encoding}';\n{guarded}".encode(codec)
 
 
 def _failure(doing: str, address: Address, failed: process.ChildFailed) -> BackupDagError:
     if failed.status < 0:
         return BackupDagError(
             f"{doing} {address} failed: {failed}",
-            hint="see who killed it (out of memory? journalctl -k), then run the backup again",
+            hint="see who killed it (out of memory? journalctl -k), then try again",
         )
     hints = {
         "permission denied for large object": "GRANT SELECT ON LARGE OBJECT … to this role, or leave them"

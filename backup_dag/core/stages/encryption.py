@@ -6,12 +6,12 @@ started, none outlives us, and no socket limits the length of a path.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from backup_dag.core.errors import BackupDagError, ConfigurationError, IntegrityError
-from backup_dag.core.gpg import Gpg, GpgFailed, Source, through
+from backup_dag.core.gpg import Gpg, GpgFailed, Source, agent_ended, through
 from backup_dag.core.key import CIPHER, Key
 from backup_dag.core.stream import Writer
 
@@ -74,7 +74,10 @@ def decrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
         yield sink
         return
     try:
-        with through(sink, _home(key, work), _options(key), decrypt) as writer:
+        with (
+            agent_ended(key.home) if key.home else nullcontext(),
+            through(sink, _home(key, work), _options(key), decrypt) as writer,
+        ):
             yield writer
     except GpgFailed as failed:
         if "No secret key" in str(failed):

@@ -11,10 +11,12 @@ The source of the format: pg_dump's `pg_backup_archiver.c` and the COPY page of 
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Content, LargeObjects, Table
+from backup_dag.core.stream import Writer
 
 _TOKEN = re.compile(
     rb"""['"]|\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$"""
@@ -22,7 +24,7 @@ _TOKEN = re.compile(
     re.MULTILINE,
 )
 _QUOTED = rb'"(?:[^"]++|"")*+"'
-_COPY = re.compile(rb"COPY ((?:%b|[^\s\"(])++) (?:\((?:%b|[^\")])*+\))? ?FROM stdin;\n" % (_QUOTED, _QUOTED))
+_COPY = re.compile(rb"COPY ((?:%b|[^\s\"(])++) (\((?:%b|[^\")])*+\))? ?FROM stdin;\n" % (_QUOTED, _QUOTED))
 _HEADER = re.compile(rb"-- (?:Data for )?Name: ")
 _SEQUENCE = re.compile(rb"-- Name: .*; Type: SEQUENCE SET; Schema: ")
 _LARGE_OBJECTS = re.compile(rb"-- Data for Name: (?:BLOBS|[0-9.]+); Type: BLOBS; Schema: -; Owner: ")
@@ -51,13 +53,22 @@ def _section_of(header: bytes) -> _Section:
     return _Section.SEQUENCE if _SEQUENCE.match(header) else _Section.SCHEMA
 
 
+RowsWriter = Callable[[str, bytes], Writer | None]
+"""From a table's name, and name and columns as COPY takes them, to a writer for its rows (or None)."""
+
+
 class Fingerprint:
     """Takes a plain dump block by block; `finish` tells its content. Memory does not grow with rows.
 
-    The outcome does not depend on where the blocks are cut.
+    The outcome does not depend on where the blocks are cut. Whoever wants to read along is handed the
+    rows of single tables (`rows`), the text that counts as schema (`schema`), and that of the large
+    objects (`objects`).
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, rows: RowsWriter | None = None, schema: Writer | None = None, objects: Writer | None = None
+    ) -> None:
+        self._rows_writer, self._schema_writer, self._objects_writer = rows, schema, objects
         self._held = b""  # come, but not yet read
         self._quote = b""  # what ends the quoted text we are in, if we are
         self._rows: _Rows | None = None  # the table whose rows we are in, if we are
@@ -167,8 +178,12 @@ class Fingerprint:
         elif self._section is _Section.LARGE_OBJECTS:
             self._large_objects.update(text)
             self._large_object_count += data.count(_LARGE_OBJECT, start, end)
+            if self._objects_writer is not None:
+                self._objects_writer.write(bytes(text))
         elif self._section is _Section.SCHEMA:
             self._schema.update(text)
+            if self._schema_writer is not None:
+                self._schema_writer.write(bytes(text))
 
     def _end_of_sequences(self) -> None:
         """Positions become values; whatever else stands in their sections counts as schema."""
@@ -185,20 +200,26 @@ class Fingerprint:
         if statement is None:
             return start
         self._take(data, start, statement.end() - 1)
-        # partitions loaded through their root come under one name, one after the other
-        self._rows = self._tables.setdefault(_text(statement.group(1)), _Rows())
+        name = _text(statement.group(1))
+        if name not in self._tables:  # partitions loaded through their root come one after the other
+            what = statement.group(1) + b" " + (statement.group(2) or b"")
+            self._tables[name] = _Rows(self._rows_writer(name, what) if self._rows_writer else None)
+        self._rows = self._tables[name]
         return statement.end() - 1
 
 
 class _Rows:
     """What is known of one table's rows so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, writer: Writer | None) -> None:
+        self._writer = writer
         self._rows = self._bytes = 0
         self._sha256 = hashlib.sha256()
 
     def take(self, data: bytes, start: int, end: int) -> None:
         self._sha256.update(memoryview(data)[start:end])
+        if self._writer is not None:
+            self._writer.write(data[start:end])
         self._rows += data.count(b"\n", start, end)
         self._bytes += end - start
 

@@ -12,6 +12,7 @@ from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.store.base import Listed, Stored
 from backup_dag.core.stream import BLOCK, Observer, Writer
+from backup_dag.core.work import disk_error
 
 
 class LocalStore:
@@ -26,9 +27,9 @@ class LocalStore:
         return str(self.folder / name) if name else str(self.folder)
 
     def list(self, beginning: str = "") -> Iterator[Listed]:
-        if not self.folder.exists():
-            return
         with self._explained("listing", ""):
+            if not self.folder.exists():
+                return
             entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
         for entry in entries:
             if entry.name.startswith(beginning) and not entry.name.startswith(".") and entry.is_file():
@@ -87,8 +88,9 @@ class LocalStore:
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         path = self.folder / name
-        if not path.is_file():
-            raise BackupNotFound(f"there is no {path}", hint="backup-dag list shows what there is")
+        with self._explained("reading", name):
+            if not path.is_file():
+                raise BackupNotFound(f"there is no {path}", hint="backup-dag list shows what there is")
         with self._explained("reading", name), path.open("rb", buffering=0) as file:
             while block := file.read(BLOCK):
                 yield block
@@ -116,14 +118,6 @@ class LocalStore:
             yield
         except OSError as error:
             raise disk_error(f"{doing} {self.folder / name}", error) from error
-
-
-def disk_error(doing: str, error: OSError) -> DiskError:
-    """An operating system's refusal in our words."""
-    return DiskError(
-        f"{doing} failed: {error.strerror or error}",
-        hint="look at free space (df -h), the folder's owner and mode, and the disk's health",
-    )
 
 
 def _digest(path: Path) -> str:

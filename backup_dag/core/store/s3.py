@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,13 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from backup_dag.core.errors import (
     BackupDagError,
@@ -45,14 +51,27 @@ _REFUSALS = {
 
 def connect(settings: Settings) -> Any:
     """A client of boto3's, with credentials from wherever boto3 looks (environment, ~/.aws, role)."""
-    return boto3.session.Session().client(
-        "s3",
-        region_name=settings.aws_default_region,
-        endpoint_url=settings.aws_endpoint_url_s3,
-        config=Config(
-            connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5}
-        ),
+    return client_from(
+        lambda: boto3.session.Session().client(
+            "s3",
+            region_name=settings.aws_default_region,
+            endpoint_url=settings.aws_endpoint_url_s3,
+            config=Config(
+                connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5}
+            ),
+        )
     )
+
+
+def client_from(make: Callable[[], Any]) -> Any:
+    """A client that someone else makes. Raises ConfigurationError where the settings do not allow one."""
+    try:
+        return make()
+    except (ValueError, BotoCoreError) as error:
+        raise ConfigurationError(
+            f"the settings for S3 cannot be used: {error}",
+            hint="see AWS_ENDPOINT_URL_S3 (https://host:port), AWS_DEFAULT_REGION and AWS_PROFILE",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -222,6 +241,11 @@ class S3Store:
             raise ConfigurationError(
                 f"{doing} failed: {error}",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
+            ) from error
+        except ParamValidationError as error:
+            raise ConfigurationError(
+                f"{doing} failed: {' '.join(str(error).split())}",
+                hint="see AWS_S3_BUCKET (a bucket's name alone) and BACKUP_S3_PREFIX",
             ) from error
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _in_our_words(doing, error) from error

@@ -1,0 +1,3 @@
+from backup_dag.cli.main import main
+
+main()

@@ -1,0 +1,25 @@
+"""backup-dag doctor."""
+
+import sys
+
+from backup_dag import terminal
+from backup_dag.cli.group import EPILOG, as_json, cli
+
+
+@cli.command(epilog=EPILOG)
+@as_json
+def doctor(as_json: bool) -> None:
+    """Look at everything a backup needs, and say what is missing and what to do."""
+    from backup_dag.core.doctor import examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            terminal.show(f"{finding.verdict:<4}  {finding.what}: {finding.found}")
+            if finding.advice:
+                terminal.show(f"        → {finding.advice}")
+    if as_json:
+        terminal.document([finding.__dict__ for finding in findings])
+    if worst := max((finding.exit_code for finding in findings), default=0):
+        sys.exit(worst)

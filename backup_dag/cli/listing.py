@@ -1,0 +1,99 @@
+"""backup-dag list."""
+
+from typing import Any
+
+import click
+
+from backup_dag import terminal
+from backup_dag.cli.group import EPILOG, as_json, cli, error_document, one_database, say_what_was_missed
+from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.settings import load
+
+
+@cli.command("list", epilog=EPILOG)
+@one_database
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many a page.")
+@click.option(
+    "--page", default=1, show_default=True, type=click.IntRange(1), help="Which page; 1 is the newest."
+)
+@as_json
+def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> None:
+    """List backups, newest first, with their copies: from the stores alone, without Dagster."""
+    catalog = Catalog(open_stores(load()))
+    survey = catalog.survey(database)
+    shown = [catalog.load(backup) for backup in survey.ids[(page - 1) * limit : page * limit]]
+    if as_json:
+        terminal.document(
+            {
+                "backups": [_as_document(backup) for backup in shown],
+                "total": len(survey.ids),
+                "page": page,
+                "strays": [{"address": stray.address, "why": stray.why} for stray in survey.strays],
+                "missed": [error_document(error) for error in survey.missed],
+            }
+        )
+        say_what_was_missed(survey.missed)
+        return
+    terminal.table(
+        ["backup", "age", "why", "size", "rows", "copies", "checked"],
+        [_as_row(backup) for backup in shown],
+        right=["age", "size", "rows"],
+    )
+    last = page * limit
+    if len(survey.ids) > last:
+        terminal.say(f"{len(survey.ids) - last} older ones: backup-dag list --page {page + 1}")
+    if survey.ids and not shown:
+        terminal.say(f"there is no page {page}: {len(survey.ids)} backups, {limit} a page")
+    if not survey.ids:
+        terminal.say(f"no backups in {catalog.places}")
+    for backup in shown:
+        for copy in backup.copies:
+            if copy.fault:
+                terminal.say(f"cannot be used: {copy.fault}")
+            if copy.remark:
+                terminal.say(f"left alone: {copy.remark}")
+    for stray in survey.strays:
+        terminal.say(f"left alone: {terminal.one_line(stray.address)} ({stray.why})")
+    say_what_was_missed(survey.missed)
+
+
+def _as_row(backup: Backup) -> list[str]:
+    copies = " ".join(f"{copy.store.label}{'!' if copy.fault else ''}" for copy in backup.copies)
+    usable = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+    if usable is None:
+        return [
+            str(backup.id),
+            terminal.age(backup.id.time),
+            "?",
+            "?",
+            "?",
+            copies,
+            "manifest cannot be read",
+        ]
+    size, rows = terminal.size(usable.artifact.bytes), f"{usable.content.rows:,}"
+    return [str(backup.id), terminal.age(backup.id.time), usable.reason, size, rows, copies, _checked(backup)]
+
+
+def _checked(backup: Backup) -> str:
+    """What is known of each copy."""
+    said = []
+    for copy in backup.copies:
+        if check := copy.verification.verdict() if copy.verification else None:
+            verdict = check.level if check.passed else f"{check.level} FAILED"
+            said.append(f"{copy.store.label}: {verdict}, {terminal.age(check.time)}")
+    return "; ".join(said) or "never"
+
+
+def _as_document(backup: Backup) -> dict[str, Any]:
+    copies = [
+        {
+            "store": copy.store.label,
+            "address": copy.store.address(copy.manifest.artifact.name if copy.manifest else str(backup.id)),
+            "fault": copy.fault or None,
+            "verification": copy.verification.model_dump(mode="json") if copy.verification else None,
+        }
+        for copy in backup.copies
+    ]
+    manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+    described = manifest.model_dump(mode="json") if manifest else None
+    return {"backup": str(backup.id), "copies": copies, "manifest": described}

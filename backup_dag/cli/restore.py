@@ -1,0 +1,168 @@
+"""backup-dag restore."""
+
+import sys
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import click
+
+from backup_dag import terminal
+from backup_dag.cli.group import EPILOG, as_json, cli, one_database
+from backup_dag.core.errors import GuardRefused
+from backup_dag.core.obstacles import Mode
+from backup_dag.core.plan import Wish
+from backup_dag.core.postgres import Address
+from backup_dag.core.restore import Report, Restoration
+from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
+from backup_dag.core.settings import Settings, load
+from backup_dag.core.stream import Observer
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("backup", default="latest")
+@one_database
+@click.option("--as-of", metavar="TIME", help="The newest backup whose snapshot is not later than that.")
+@click.option("--target-database", metavar="NAME", help="Where to; by default where it came from.")
+@click.option(
+    "--mode",
+    type=click.Choice(["swap", "new"]),
+    default="swap",
+    show_default=True,
+    help="swap: into the place of the target, which is kept; new: into a new database, given by name.",
+)
+@click.option("--no-safety-backup", is_flag=True, help="Do not back up the target first (it is kept anyway).")
+@click.option("--dry-run", is_flag=True, help="Plan only: reads the backup to its end, changes nothing.")
+@click.option("--force", is_flag=True, help="Ask nothing.")
+@click.option("--rollback", is_flag=True, help="Put the database back that the last restore kept.")
+@click.option("--drop-previous", is_flag=True, help="Drop the databases that restores kept.")
+@as_json
+def restore(
+    backup: str,
+    database: str | None,
+    as_of: str | None,
+    target_database: str | None,
+    mode: Mode,
+    no_safety_backup: bool,
+    dry_run: bool,
+    force: bool,
+    rollback: bool,
+    drop_previous: bool,
+    as_json: bool,
+) -> None:
+    """Restore a backup: plan, safety backup, build aside, prove, swap. The old database is kept.
+
+    Until the last step the target serves as it did, and that step is one transaction. --force is for
+    scripts; without it the plan is shown and the target's name asked for.
+    """
+    settings = load()
+    if rollback or drop_previous:
+        address = target_address(settings, database, target_database)
+        _after_a_restore(settings, address, drop=drop_previous, force=force, as_json=as_json)
+        return
+    wish = Wish(
+        backup=backup,
+        as_of=_moment(as_of, settings),
+        database=database,
+        target_database=target_database,
+        mode=mode,
+        safety_backup=not no_safety_backup,
+    )
+    with ExitStack() as bars, Restoration(settings, wish, lambda what: _bar(bars, what)) as restoration:
+        restoration.fetch()
+        restoration.verify()
+        plan = restoration.plan()
+        bars.close()
+        if wish.as_of is not None:
+            before = terminal.duration((wish.as_of - plan.snapshot_time).total_seconds())
+            terminal.say(f"the state held is {before} older than the time asked for")
+        for line in [] if as_json and dry_run else plan.lines:
+            (terminal.show if dry_run else terminal.say)(line)
+        if dry_run:
+            if as_json:
+                terminal.document(plan.model_dump(mode="json"))
+            plan.check()
+            return
+        plan.check()
+        if not force:
+            _ask_for(plan.target.partition(" on ")[0])
+        restoration.safety(plan)
+        restoration.build()
+        restoration.prove()
+        report = restoration.swap()
+        bars.close()
+    if as_json:
+        terminal.document(report.__dict__)
+    else:
+        _show_report(report)
+
+
+def _bar(bars: ExitStack, what: str) -> Observer:
+    """The next step's bar, in place of the last one's."""
+    bars.close()
+    return bars.enter_context(terminal.progress(what))
+
+
+def _ask_for(name: str) -> None:
+    """Has the name typed in. Raises GuardRefused where it is not, or nobody is there to do it."""
+    if not sys.stdin.isatty():
+        raise GuardRefused("nobody is there to confirm it", hint="--force asks nothing; --dry-run only plans")
+    typed = click.prompt(f"Type {name} to go on", default="", show_default=False, err=True)
+    if typed != name:
+        raise GuardRefused("it was not confirmed; nothing was changed")
+
+
+def _moment(text: str | None, settings: Settings) -> datetime | None:
+    """A time as people write it; without a zone, in BACKUP_TIMEZONE."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not a time such as 2026-01-31T02:00 or 2026-01-31T02:00:00+01:00"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=settings.zone)
+
+
+def _after_a_restore(settings: Settings, address: Address, *, drop: bool, force: bool, as_json: bool) -> None:
+    """Rolls back to the database that was kept, or drops it."""
+    kept_now = kept(settings, address)
+    doing = "drops" if drop else "puts back"
+    for made in kept_now if drop else kept_now[:1]:
+        terminal.say(f"{doing} {made.name}, kept since {made.since:%Y-%m-%d %H:%M:%S} UTC")
+    if not force:
+        _ask_for(address.dbname)
+    if drop:
+        gone = drop_kept(settings, address)
+        said: dict[str, Any] = {"dropped": [made.name for made in gone]}
+    else:
+        back, aside, seconds = roll_back(settings, address)
+        said = {"back": back.name, "kept_as": aside, "window_ms": round(seconds * 1000, 1)}
+    if as_json:
+        terminal.document(said)
+    elif drop:
+        terminal.show(f"dropped {', '.join(said['dropped'])}")
+    else:
+        terminal.show(
+            f"{address.dbname} is what was {said['back']}; what stood there is kept as {said['kept_as']}"
+            f" ({said['window_ms']} ms without a database)"
+        )
+
+
+def _show_report(report: Report) -> None:
+    terminal.show(f"restored  {report.backup} → {report.target}, every digest as promised")
+    for note in report.proof_notes:
+        terminal.show(f"          {note}")
+    if report.safety_backup:
+        terminal.show(f"          the state before is in {report.safety_backup}")
+    if report.kept_as:
+        terminal.show(
+            f"          the database before is kept as {report.kept_as}"
+            f" ({report.window_ms} ms without a database)"
+        )
+        terminal.show("          backup-dag restore --rollback puts it back, --drop-previous drops it")
+    if report.roles_created:
+        terminal.show(f"          roles created: {', '.join(report.roles_created)}")
+    took = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
+    terminal.show(f"          {took}")

@@ -1,0 +1,212 @@
+"""What may stand in the way of a restore, or should be known before it: looked at, and nothing changed."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.databases import configured
+from backup_dag.core.errors import ConfigurationError, DatabaseError
+from backup_dag.core.manifest import DatabaseFacts, Manifest, major
+from backup_dag.core.postgres import literal
+from backup_dag.core.settings import Settings
+from backup_dag.core.target import Standing, Target, rights
+
+Mode = Literal["swap", "new"]
+
+
+class Found(BaseModel):
+    """Something about the target. `refuse` keeps a restore from starting."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Literal["ok", "warn", "refuse"]
+    what: str
+    found: str
+    advice: str = ""
+
+
+def fitting_clients(
+    settings: Settings, manifest: Manifest, target: Target
+) -> tuple[Clients | None, list[Found]]:
+    """The client tools that can read the backup and talk to the server; where there are none, why."""
+    made_with = major(manifest.dump.client_version)
+    try:
+        clients = find_clients(max(target.session.server_major, made_with), settings.pg_bin_dir)
+    except ConfigurationError as error:
+        return None, [Found(verdict="refuse", what="tools", found=error.message, advice=error.hint)]
+    if max(major(manifest.server.version), made_with) > target.session.server_major:
+        return clients, [
+            Found(
+                verdict="warn",
+                what="versions",
+                found=f"the backup is of PostgreSQL {manifest.server.version}, made by pg_dump"
+                f" {manifest.dump.client_version}, and this server is older",
+                advice="what an older server does not know will fail to load; nothing is lost by trying",
+            )
+        ]
+    return clients, []
+
+
+def obstacles(
+    settings: Settings, mode: Mode, manifest: Manifest, target: Target, roles_lacking: list[str]
+) -> list[Found]:
+    """Everything but the tools, looked at in turn."""
+    standing = target.standing()
+    return [
+        *_permission(settings, mode, target, standing),
+        *_rights(mode, target, standing, roles_lacking),
+        *_extensions(manifest, target),
+        *_likeness(manifest.source, standing),
+        *_disk(manifest, target),
+        *_bystanders(target, standing),
+    ]
+
+
+def _permission(settings: Settings, mode: Mode, target: Target, standing: Standing | None) -> list[Found]:
+    """Whether the target may be overwritten: by default, only what we back up."""
+    if mode == "new":
+        if standing is None:
+            return []
+        return [
+            Found(
+                verdict="refuse",
+                what="target",
+                found=f"there is a database {target.name} already",
+                advice="choose a name that is free, or --mode swap",
+            )
+        ]
+    allowed = set(settings.backup_restore_targets) or {
+        each.address.dbname for each in configured(settings) if each.address.at("") == target.address.at("")
+    }
+    if standing is None or target.name in allowed:
+        return []
+    return [
+        Found(
+            verdict="refuse",
+            what="target",
+            found=f"{target.name} may not be overwritten (allowed: {', '.join(sorted(allowed)) or 'none'})",
+            advice="name it in BACKUP_RESTORE_TARGETS, or restore into a new database",
+        )
+    ]
+
+
+def _rights(mode: Mode, target: Target, standing: Standing | None, lacking: list[str]) -> list[Found]:
+    may = rights(target, standing.owner if standing else None)
+    needed = {
+        "createdb": (True, "create databases", "ALTER ROLE {} CREATEDB"),
+        "owns": (mode == "swap", f"rename {target.name}", "GRANT {owner} TO {}"),
+        "signal": (bool(standing), "end other sessions", "GRANT pg_signal_backend TO {}"),
+        "createrole": (bool(lacking), f"create the roles {', '.join(lacking)}", "ALTER ROLE {} CREATEROLE"),
+    }
+    owner = standing.owner if standing else ""
+    return [
+        Found(
+            verdict="refuse",
+            what="privileges",
+            found=f"the role {may['name']} may not {what}",
+            advice=f"{advice.format(may['name'], owner=owner)}, or restore as a superuser",
+        )
+        for right, (wanted, what, advice) in needed.items()
+        if wanted and not may[right]
+    ]
+
+
+def _extensions(manifest: Manifest, target: Target) -> list[Found]:
+    there = {row["name"] for row in target.session.rows("SELECT name FROM pg_available_extensions")}
+    places = {row["spcname"] for row in target.session.rows("SELECT spcname FROM pg_tablespace")}
+    found = [
+        Found(
+            verdict="refuse",
+            what="tablespaces",
+            found=f"the server lacks {', '.join(no_such)}",
+            advice="CREATE TABLESPACE … for each of them, wherever there is room",
+        )
+        for no_such in [sorted(set(manifest.source.tablespaces) - places)]
+        if no_such and "--no-tablespaces" not in manifest.dump.options
+    ]
+    lacking = sorted(manifest.source.extensions.keys() - there)
+    if not lacking:
+        return found
+    advice = "install its packages on the server"
+    said = f"the server lacks {', '.join(lacking)}"
+    return [*found, Found(verdict="refuse", what="extensions", found=said, advice=advice)]
+
+
+def _likeness(source: DatabaseFacts, standing: Standing | None) -> list[Found]:
+    if standing is None:
+        return []
+    differ = [
+        f"{what} {there} there, {before} in the backup"
+        for what, there, before in (
+            ("encoding", standing.encoding, source.encoding),
+            ("collation", standing.collate, source.collate),
+            ("character type", standing.ctype, source.ctype),
+        )
+        if there != before
+    ]
+    if not differ:
+        return []
+    advice = "the new database gets the target's; text may sort otherwise, or not be representable"
+    return [Found(verdict="warn", what="locale", found="; ".join(differ), advice=advice)]
+
+
+def _disk(manifest: Manifest, target: Target) -> list[Found]:
+    """Free space against need, where the server's data lies on this machine and we may know where."""
+    need = max(manifest.source.bytes, manifest.dump.bytes)
+    try:
+        folder = Path(
+            target.session.row("SELECT current_setting('data_directory', true) AS said")["said"] or ""
+        )
+        free = shutil.disk_usage(folder).free if folder.is_dir() and folder.is_absolute() else None
+    except (DatabaseError, OSError):
+        free = None
+    if free is None:
+        return [
+            Found(verdict="ok", what="disk", found=f"cannot be known from here; {need:,} bytes are needed")
+        ]
+    if free < need:
+        return [
+            Found(
+                verdict="refuse",
+                what="disk",
+                found=f"{free:,} bytes are free for the server's data, about {need:,} are needed",
+                advice="make room, or restore to another server",
+            )
+        ]
+    return [Found(verdict="ok", what="disk", found=f"{free:,} bytes free, about {need:,} needed")]
+
+
+def _bystanders(target: Target, standing: Standing | None) -> list[Found]:
+    """What hangs on the old database, and would keep it from being renamed or stay behind with it."""
+    if standing is None:
+        return []
+    name = literal(target.name)
+    rows = target.session.row(
+        f"""
+        SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = {name}) AS prepared,
+               (SELECT count(*) FROM pg_replication_slots WHERE database = {name}) AS slots
+        """
+    )
+    found = []
+    if rows["prepared"]:
+        found.append(
+            Found(
+                verdict="refuse",
+                what="prepared transactions",
+                found=f"{rows['prepared']} are open in {target.name}, which cannot be renamed until they end",
+                advice="COMMIT PREPARED or ROLLBACK PREPARED them (see pg_prepared_xacts)",
+            )
+        )
+    if rows["slots"]:
+        found.append(
+            Found(
+                verdict="warn",
+                what="replication",
+                found=f"{rows['slots']} logical replication slots stay with the old database",
+                advice="their subscribers must be set up anew after the restore",
+            )
+        )
+    return found

@@ -1,0 +1,47 @@
+"""A stored backup as plain bytes again: fetched, decrypted, decompressed, in one pass and never on a disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backup_dag.core.clients import find_clients
+from backup_dag.core.errors import IntegrityError
+from backup_dag.core.key import Key
+from backup_dag.core.manifest import File, Manifest, major
+from backup_dag.core.settings import Settings
+from backup_dag.core.stages.compression import decompressing
+from backup_dag.core.stages.dump import as_sql
+from backup_dag.core.stages.encryption import decrypting
+from backup_dag.core.store.base import Store
+from backup_dag.core.stream import Hashing, Writer
+
+
+def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> tuple[Hashing, Hashing]:
+    """Pushes a file's plain bytes to `plain`; returns the gzip and the encrypted stream as seen.
+
+    Nothing that reached `plain` may be believed before this returns.
+
+    Raises:
+        IntegrityError: it could not be decrypted or decompressed to its end.
+        BackupNotFound, StoreError, StoreUnreachable: the store. Whatever `plain` raised.
+    """
+    try:
+        with decompressing(plain) as gunzip:
+            compressed = Hashing(gunzip)
+            with decrypting(compressed, key, work) as gpg:
+                encrypted = Hashing(gpg)
+                store.fetch(file.name, encrypted)
+    except IntegrityError as error:
+        raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
+    return compressed, encrypted
+
+
+@contextmanager
+def dump_text(settings: Settings, manifest: Manifest, sink: Writer) -> Iterator[Writer]:
+    """The dump as SQL: as it is, or by way of a pg_restore that can read the archive."""
+    if manifest.dump.format == "sql":
+        yield sink
+        return
+    clients = find_clients(major(manifest.dump.client_version), settings.pg_bin_dir)
+    with as_sql(sink, clients, format=manifest.dump.format) as writer:
+        yield writer

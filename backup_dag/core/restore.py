@@ -1,0 +1,308 @@
+"""Restore that cannot hurt: plan, safety backup, build aside, prove, swap, and the old one kept.
+
+Until the swap the target serves as before; the swap is one transaction. Whatever fails, and wherever
+this process ends, the target is what it was, or the proven replacement. What a killed run leaves is
+a database that is marked as half-made; the next restore of that target drops it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from backup_dag.core import history
+from backup_dag.core.backup import Order, take_backup
+from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
+from backup_dag.core.clients import find_clients
+from backup_dag.core.confirmation import check_code
+from backup_dag.core.databases import whole_database
+from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused, IntegrityError
+from backup_dag.core.holds import held
+from backup_dag.core.key import decryption_key
+from backup_dag.core.manifest import Manifest, major
+from backup_dag.core.plan import RestorePlan, Wish, facts_for, make_plan, target_of
+from backup_dag.core.postgres import connected
+from backup_dag.core.proof import Proof, Source, prove
+from backup_dag.core.reading import read_back
+from backup_dag.core.roles import Roles, create_lacking, give_properties, read_roles
+from backup_dag.core.settings import Settings
+from backup_dag.core.stages.checksum import compare
+from backup_dag.core.stages.dump import load_archive, loading
+from backup_dag.core.stream import Hashing, Meter, Observer
+from backup_dag.core.target import Target, target_at
+from backup_dag.core.verify import examine, record
+from backup_dag.core.work import new_file, work_directory
+
+_WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
+_PARAMETERS = {
+    "default_transaction_read_only": "off",
+    "synchronous_commit": "off",
+    "maintenance_work_mem": f"{_WORK_MEMORY}MB",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""For the loading sessions alone: a crash while loading costs nothing, since nobody uses the database yet."""
+
+Watch = Callable[[str], Observer | None]
+"""From what is being done, in words, to whoever watches it."""
+
+
+@dataclass
+class Report:
+    """What was done. Seconds of wall clock by step; the window is in milliseconds."""
+
+    backup: str
+    target: str
+    mode: str
+    safety_backup: str | None = None
+    roles_created: list[str] = field(default_factory=list)
+    proof_notes: list[str] = field(default_factory=list)
+    kept_as: str | None = None
+    window_ms: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Restoration:
+    """One restore, step by step, in this order: fetch, verify, plan, safety, build, prove, swap.
+
+    A context: leaving it drops what was built and not swapped in, and lets go of lock and hold.
+    """
+
+    def __init__(self, settings: Settings, wish: Wish, watch: Watch = lambda _: None) -> None:
+        self._settings, self._wish, self._watch = settings, wish, watch
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def fetch(self) -> Backup:
+        """Finds the backup and the nearest copy that can be used, and the target's server.
+
+        Raises:
+            BackupNotFound, IntegrityError: no such backup, or no copy that can be used.
+            ConfigurationError, DatabaseUnreachable: the target's server.
+        """
+        self._backup = _found(self._settings, self._wish)
+        manifest = self._backup.manifest
+        usable = [copy for copy in self._backup.copies if not copy.fault and copy.manifest]
+        if not usable:
+            raise IntegrityError(
+                f"no copy of {self._backup.id} can be used:"
+                f" {'; '.join(copy.fault for copy in self._backup.copies)}",
+                hint="restore another backup; backup-dag list shows them",
+            )
+        self._copy: Copy = usable[0]
+        self._key = decryption_key(self._settings, manifest.encryption)
+        self._server, address = target_of(self._settings, self._wish, manifest)
+        self._target: Target = self._stack.enter_context(target_at(address))
+        self._report = Report(str(self._backup.id), str(address), self._wish.mode)
+        return self._backup
+
+    def verify(self) -> None:
+        """Reads the copy to its end; another copy, where the first is damaged. Raises IntegrityError."""
+        with self._timed("verify"):
+            faults: list[str] = []
+            for copy in self._backup.copies:
+                if copy.fault or copy.manifest is None:
+                    continue
+                check = examine(self._settings, copy, "content", self._watch("verifying the backup"))
+                with suppress(BackupDagError):  # a bucket may only be readable from here
+                    record(copy.store, copy.manifest, check)
+                if check.passed:
+                    self._copy, self._check = copy, check
+                    return
+                faults += check.faults
+        raise IntegrityError(
+            f"{self._backup.id} is damaged and was not restored: {'; '.join(faults)}",
+            hint="restore another backup; backup-dag list shows them",
+        )
+
+    def plan(self) -> RestorePlan:
+        """What the next steps would do. Nothing has been changed yet."""
+        self._roles: Roles = read_roles(self._settings, self._copy.store, self._manifest, self._key)
+        return make_plan(
+            self._settings, self._wish, self._backup, self._copy, self._check, self._roles, self._target
+        )
+
+    def confirm(self, plan: RestorePlan, code: str) -> None:
+        """Raises GuardRefused unless the code is for this plan and the target as it stands now."""
+        check_code(self._settings.backup_dir, code, what=plan.purpose, state=self._target.state())
+
+    def safety(self, plan: RestorePlan) -> Manifest | None:
+        """Backs up the target as it is; None where there is none, or none was wished for.
+
+        Raises:
+            GuardRefused: the plan found an obstacle, or another restore of the target is running.
+            BackupDagError: it could not be backed up.
+        """
+        plan.check()
+        self._stack.enter_context(self._target.locked())
+        self._stack.enter_context(held(self._copy.store, self._backup.id))
+        self._target.sweep()
+        if self._wish.mode == "new" or not self._wish.safety_backup or self._target.standing() is None:
+            return None
+        with self._timed("safety"):
+            whole = whole_database(self._server, self._target.address)
+            order = Order(whole, datetime.now(self._settings.zone).date(), "pre_restore")
+            made = take_backup(self._settings, order, self._watch("backing up the target as it is"))
+        self._report.safety_backup = made.backup
+        return made
+
+    def build(self) -> str:
+        """Loads the backup into a new database beside the target; returns its name.
+
+        Raises:
+            DatabaseError: the server refused; the new database is dropped on leaving the context.
+            IntegrityError: the copy has changed since it was verified.
+        """
+        now = datetime.now(UTC)
+        with self._timed("build"):
+            self._report.roles_created = create_lacking(self._target.session, self._roles)
+            facts = facts_for(self._target, self._manifest)
+            self._new = self._target.aside("restoring", now)
+            self._stack.callback(self._drop_what_was_built)
+            self._target.create(self._new, facts, str(self._backup.id), now)
+            self._load()
+            address = self._target.address.at(self._new)
+            with connected(address) as session:
+                session.rows("ANALYZE")
+                # from within: what is said of a database is kept in the encoding of where it is said
+                for statement in self._properties():
+                    session.rows(statement)
+        return self._new
+
+    def prove(self) -> Proof:
+        """Compares what was built with the manifest. Raises IntegrityError where it is not the same."""
+        with self._timed("prove"):
+            source = Source(self._settings, self._copy.store, self._manifest, self._key)
+            proof = prove(source, self._target.address.at(self._new), self._watch("proving what was built"))
+        if not proof.holds:
+            raise IntegrityError(
+                f"what was built from {self._backup.id} is not what was backed up: {'; '.join(proof.faults)}",
+                hint="nothing was changed; restore another backup, and report this with the lines above",
+            )
+        self._report.proof_notes = list(proof.notes)
+        return proof
+
+    def swap(self) -> Report:
+        """Puts what was built in the target's place, in one transaction; the report of it all.
+
+        Raises DatabaseError where it cannot; the target is as it was then.
+        """
+        now = datetime.now(UTC)
+        with self._timed("swap"):
+            keep_as = self._target.aside("before", now) if self._target.standing() else None
+            seconds = self._target.swap(self._new, keep_as=keep_as, backup=str(self._backup.id), now=now)
+        self._report.kept_as = keep_as
+        self._report.window_ms = round(seconds * 1000, 1) if keep_as else None
+        if keep_as is None:
+            self._give_back_the_rest()
+        history.record(
+            self._settings.backup_dir,
+            what="restore",
+            database=self._manifest.database,
+            **self._report.__dict__,
+        )
+        return self._report
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._backup.manifest
+
+    def _load(self) -> None:
+        """The artifact's text into psql, or its archive by way of a private file into pg_restore."""
+        manifest, address = self._manifest, self._target.address.at(self._new)
+        made_with = major(manifest.dump.client_version)
+        clients = find_clients(max(self._target.session.server_major, made_with), self._settings.pg_bin_dir)
+        watch = self._watch("loading into a new database")
+        with work_directory(self._settings.backup_dir) as work:
+            if manifest.dump.format == "sql":
+                with loading(address, clients, _PARAMETERS) as psql:
+                    self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=psql), work)
+                return
+            archive = work / "archive"
+            with new_file(archive) as file:
+                self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=file), work)
+            load_archive(archive, address, clients, _PARAMETERS, jobs=self._settings.backup_restore_jobs)
+
+    def _read_into(self, sink: Meter, work: Path) -> None:
+        """Reads the artifact once more, and holds it to the manifest once more: a bucket may change."""
+        plain = Hashing(sink)
+        read_back(self._copy.store, self._manifest.artifact, plain, self._key, work)
+        address = self._copy.store.address(self._manifest.artifact.name)
+        compare(f"the dump in {address}", self._manifest.dump, plain.seen())
+
+    def _properties(self) -> list[str]:
+        """Owner, limit, comment, grants and settings: those of the target, else those of the backup."""
+        if self._target.standing() is None:
+            source = self._manifest.source
+            return self._target.session.properties_sql(source, source.settings, self._new)
+        with connected(self._target.address) as session:
+            return session.properties_sql(session.facts(), session.settings(), self._new)
+
+    def _give_back_the_rest(self) -> None:
+        """Settings whose values the manifest withholds stand in the globals, under the old name."""
+        if self._target.name == self._manifest.source.dbname:
+            with connected(self._target.address) as session:
+                give_properties(session, self._roles)
+
+    def _drop_what_was_built(self) -> None:
+        with suppress(BackupDagError):  # the next restore finds it by its mark
+            if any(made.name == self._new for made in self._target.made("restoring")):
+                self._target.drop(self._new)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._report.seconds[step] = round(time.monotonic() - began, 3)
+
+
+def _found(settings: Settings, wish: Wish) -> Backup:
+    """The backup that is wished for. A safety backup holds the state that a restore was to undo, so it is
+    restored only where it is asked for by name."""
+    if wish.backup != "latest":
+        if wish.as_of is not None:
+            raise GuardRefused(
+                "a backup and a time were both given", hint="leave out one of them: --as-of finds the backup"
+            )
+        return find(settings, wish.backup)
+    catalog = Catalog(open_stores(settings))
+    database = _whose(catalog, wish)
+    for found in catalog.newest_first(database):
+        if found.manifest.reason == "pre_restore":
+            continue
+        if wish.as_of is None or found.manifest.snapshot_time <= wish.as_of:
+            return found
+    when = f" from {wish.as_of:%Y-%m-%d %H:%M:%S %Z} or before" if wish.as_of else ""
+    raise BackupNotFound(
+        f"there is no usable backup of {database}{when} in {catalog.places}",
+        hint="backup-dag list shows what there is; a safety backup is restored by its id",
+    )
+
+
+def _whose(catalog: Catalog, wish: Wish) -> str:
+    """Whose backups are meant: as wished, else the only database's there is a backup of.
+
+    Raises GuardRefused where several could be meant.
+    """
+    if wish.database:
+        return wish.database
+    names = sorted({backup.database for backup in catalog.survey().ids})
+    if len(names) > 1:
+        raise GuardRefused(
+            f"there are backups of several databases: {', '.join(names)}", hint="choose one with --database"
+        )
+    if not names:
+        raise BackupNotFound(
+            f"there is no backup in {catalog.places}",
+            hint="see BACKUP_DIR and AWS_S3_BUCKET; backup-dag list shows what there is",
+        )
+    return names[0]
