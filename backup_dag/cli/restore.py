@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import ExitStack
-from datetime import datetime
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, as_json, cli, one_database
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.obstacles import Mode
-from backup_dag.core.plan import Wish
+from backup_dag.core.plan import Wish, moment
 from backup_dag.core.postgres import Address
 from backup_dag.core.restore import Report, Restoration
 from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
@@ -62,7 +61,7 @@ def restore(
         return
     wish = Wish(
         backup=backup,
-        as_of=_moment(as_of, settings),
+        as_of=moment(as_of, settings.zone),
         database=database,
         target_database=target_database,
         mode=mode,
@@ -110,19 +109,6 @@ def _ask_for(name: str) -> None:
     typed = click.prompt(f"Type {name} to go on", default="", show_default=False, err=True)
     if typed != name:
         raise GuardRefused("it was not confirmed; nothing was changed")
-
-
-def _moment(text: str | None, settings: Settings) -> datetime | None:
-    """A time as people write it; without a zone, in BACKUP_TIMEZONE."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a time such as 2026-01-31T02:00 or 2026-01-31T02:00:00+01:00"
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=settings.zone)
 
 
 def _after_a_restore(settings: Settings, address: Address, *, drop: bool, force: bool, as_json: bool) -> None:

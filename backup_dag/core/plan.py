@@ -5,6 +5,7 @@ is named with the time it should take. A plan that finds an obstacle refuses; no
 """
 
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
@@ -141,6 +142,19 @@ class Wish(_Document):
     target_database: str | None = None
     mode: Mode = "swap"
     safety_backup: bool = True
+
+
+def moment(text: str | None, zone: ZoneInfo) -> datetime | None:
+    """A time as people write it; without a zone of its own, in `zone`. Raises ConfigurationError."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} is not a time", hint="write it as 2026-01-31T02:00 or 2026-01-31T02:00:00+01:00"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=zone)
 
 
 def target_of(settings: Settings, wish: Wish, manifest: Manifest) -> tuple[Database, Address]:

@@ -6,7 +6,6 @@ the off-site copy is a step of its own, and can be retried and backfilled withou
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 
 from dagster import (
@@ -18,9 +17,7 @@ from dagster import (
     Backoff,
     DailyPartitionsDefinition,
     DataVersion,
-    Failure,
     MaterializeResult,
-    MetadataValue,
     RetryPolicy,
     asset,
     multi_asset,
@@ -29,16 +26,13 @@ from dagster_aws.s3 import S3Resource
 
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.databases import Database
-from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, client_from
-from backup_dag.core.stream import Observer, Passed, every
 from backup_dag.defs import metadata
-
-_SECONDS_BETWEEN_LINES = 5
+from backup_dag.defs.words import in_dagsters_words, progress
 
 
 def lineage(settings: Settings, database: Database) -> list[AssetsDefinition | AssetSpec]:
@@ -74,8 +68,8 @@ def backup(settings: Settings, database: Database, days: DailyPartitionsDefiniti
         scheduled = "dagster/schedule_name" in context.run.tags
         day = date.fromisoformat(context.partition_key)
         order = order_for(database, settings, day, scheduled=scheduled)
-        with _in_dagsters_words(context):
-            made = take_backup(settings, order, _progress(context, "dumped"))
+        with in_dagsters_words():
+            made = take_backup(settings, order, progress(context, "dumped"))
         for warning in made.warnings:
             context.log.warning(warning)
         context.log_event(
@@ -147,38 +141,10 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
     )
     def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult[None]:
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
-        with _in_dagsters_words(context):
+        with in_dagsters_words():
             local, bucket = LocalStore(settings.backup_dir), S3Store(client_from(s3.get_client), settings)
-            newest, *_ = copy_offsite(local, bucket, database.name, day, _progress(context, "uploaded"))
+            newest, *_ = copy_offsite(local, bucket, database.name, day, progress(context, "uploaded"))
         values = metadata.of_copy(newest, time.monotonic() - began)
         return MaterializeResult(metadata=values, data_version=DataVersion(newest.manifest.artifact.sha256))
 
     return copy
-
-
-def _progress(context: AssetExecutionContext, what: str) -> Observer:
-    """A line in the run's log at the first byte, then every few seconds."""
-    later = every(_SECONDS_BETWEEN_LINES, lambda passed: context.log.info(f"{what} {passed}"))
-    begun = False
-
-    def observe(passed: Passed) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            context.log.info(f"{what}: the first bytes have come")
-        later(passed)
-
-    return observe
-
-
-@contextmanager
-def _in_dagsters_words(context: AssetExecutionContext) -> Iterator[None]:
-    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help."""
-    try:
-        yield
-    except BackupDagError as error:
-        raise Failure(
-            description=str(error),
-            metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
-            allow_retries=error.retryable,
-        ) from error

@@ -7,6 +7,7 @@ from backup_dag.core.databases import configured
 from backup_dag.core.settings import Settings
 from backup_dag.defs.assets import lineage
 from backup_dag.defs.jobs import backup_job
+from backup_dag.defs.restoring import restore_job
 
 
 def code_location(settings: Settings) -> Definitions:
@@ -14,7 +15,7 @@ def code_location(settings: Settings) -> Definitions:
     databases = configured(settings)
     return Definitions(
         assets=[asset for database in databases for asset in lineage(settings, database)],
-        jobs=[backup_job(database) for database in databases],
+        jobs=[*(backup_job(database) for database in databases), restore_job(settings)],
         resources={
             "s3": S3Resource(
                 region_name=settings.aws_default_region, endpoint_url=settings.aws_endpoint_url_s3

@@ -1,0 +1,39 @@
+"""What every step says in Dagster's words: progress as lines of the log, our errors as its Failure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dagster import AssetExecutionContext, Failure, MetadataValue, OpExecutionContext
+
+from backup_dag.core.errors import BackupDagError
+from backup_dag.core.stream import Observer, Passed, every
+
+_SECONDS_BETWEEN_LINES = 5
+
+
+def progress(context: OpExecutionContext | AssetExecutionContext, what: str) -> Observer:
+    """A line in the run's log at the first byte, then every few seconds."""
+    later = every(_SECONDS_BETWEEN_LINES, lambda passed: context.log.info(f"{what} {passed}"))
+    begun = False
+
+    def observe(passed: Passed) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            context.log.info(f"{what}: the first bytes have come")
+        later(passed)
+
+    return observe
+
+
+@contextmanager
+def in_dagsters_words() -> Iterator[None]:
+    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help."""
+    try:
+        yield
+    except BackupDagError as error:
+        raise Failure(
+            description=str(error),
+            metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
+            allow_retries=error.retryable,
+        ) from error
