@@ -93,14 +93,8 @@ def test_a_real_run_needs_the_code_of_its_plan(
         assert failure(refused)[0] == "plan"
         assert "confirmation code" in failure(refused)[1]
     code = said(launch(ours, instance), "plan")["confirmation_code"]
-    other = launch(
-        ours,
-        instance,
-        dry_run=False,
-        confirmation_code=code,
-        mode="new",
-        target_database=f"{name_of(shop)}__n",
-    )
+    elsewhere = {"mode": "new", "target_database": f"{name_of(shop)}__n"}
+    other = launch(ours, instance, dry_run=False, confirmation_code=code, **elsewhere)
     assert "not for this" in failure(other)[1]
     run_sql(shop, "INSERT INTO orders VALUES (1, 'one more')")
     changed = launch(ours, instance, dry_run=False, confirmation_code=code)
@@ -152,7 +146,7 @@ def test_in_a_run_of_its_own_the_steps_share_one_restoration(
     ended = subprocess.run(
         [
             sys.executable,
-            *"-m dagster job execute -m backup_dag.definitions -j restore -c".split(),
+            *["-m", "dagster", "job", "execute", "-m", "backup_dag.definitions", "-j", "restore", "-c"],
             str(config),
         ],
         cwd=tmp_path,
