@@ -116,13 +116,14 @@ def bare_host(ground: Path, bare: Postgres, tmp_path: Path) -> Iterator[BareHost
     subprocess.run(
         ["gpgconf", "--kill", "all"], env={**os.environ, "GNUPGHOME": str(home / "gnupg")}, check=True
     )
-    everything = [f'"{name}"' for name in ("shop_owner", "shop's staff", "shop_reader")]
+    roles = ask(bare.url(), "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_|^postgres$'")
+    everything = ['"' + role.replace('"', '""') + '"' for (role,) in roles]
     names = [
         row[0]
         for row in ask(bare.url(), "SELECT datname FROM pg_database WHERE datname !~ 'template|^postgres$'")
     ]
     drop = ['DROP DATABASE "' + name.replace('"', '""') + '" WITH (FORCE)' for name in names]
-    run_sql(bare.url(), *drop, f"DROP ROLE IF EXISTS {', '.join(everything)}")
+    run_sql(bare.url(), *drop, *(f"DROP ROLE {role}" for role in everything))
 
 
 def ask(url: str, query: str) -> list[tuple[Any, ...]]:
