@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
+from backup_dag.core.address import Address
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.databases import Plan
 from backup_dag.core.errors import ConfigurationError, IntegrityError
 from backup_dag.core.offsite import copy_offsite
-from backup_dag.core.postgres import Address
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.work import work_directory

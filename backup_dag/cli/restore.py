@@ -8,10 +8,10 @@ import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, as_json, cli, one_database
+from backup_dag.core.address import Address
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.obstacles import Mode
 from backup_dag.core.plan import Wish, moment
-from backup_dag.core.postgres import Address
 from backup_dag.core.restore import Report, Restoration
 from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
 from backup_dag.core.settings import Settings, load

@@ -11,15 +11,19 @@
       ▼
     local store ──► S3     ↑ fetch                store/
 
-The verbs (backup, offsite, verify, doctor) string the stages together; the catalog knows which
-backups there are. A room imports only rooms below it:
+The verbs (backup, offsite, verify, restore, rollback, doctor) string the stages together; the catalog
+knows which backups there are. A room imports only rooms below it:
 
     doctor
-    backup  offsite  verify
-    catalog
+    restore  rollback
+    plan
+    obstacles  roles
+    backup  offsite  verify  proof
+    catalog  holds  reading  target
     stages/  store/
     databases  key
-    clients  gpg  postgres
+    confirmation  history  clients  gpg  postgres
+    address
     work  process
     stream
     manifest  settings

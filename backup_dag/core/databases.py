@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from backup_dag.core.address import Address
 from backup_dag.core.errors import ConfigurationError
-from backup_dag.core.postgres import Address
 from backup_dag.core.settings import CompressionLevel, Format, Settings, environment_value
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

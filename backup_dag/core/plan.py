@@ -10,13 +10,14 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict
 
 from backup_dag.core import history
+from backup_dag.core.address import Address
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.confirmation import MINUTES, code_for
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.errors import ConfigurationError, GuardRefused
 from backup_dag.core.manifest import Check, DatabaseFacts, Manifest
 from backup_dag.core.obstacles import Found, Mode, fitting_clients, obstacles
-from backup_dag.core.postgres import Address, connected
+from backup_dag.core.postgres import connected
 from backup_dag.core.roles import Roles
 from backup_dag.core.settings import Settings
 from backup_dag.core.target import Standing, Target, sessions

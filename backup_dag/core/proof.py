@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.key import Key
 from backup_dag.core.manifest import Content, Manifest, major
-from backup_dag.core.postgres import Address, Session, connected
+from backup_dag.core.postgres import Session, connected
 from backup_dag.core.reading import dump_text, read_back
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.dump import dumping

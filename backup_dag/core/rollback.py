@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 
 from backup_dag.core import history
+from backup_dag.core.address import Address
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import GuardRefused
-from backup_dag.core.postgres import Address
 from backup_dag.core.settings import Settings
 from backup_dag.core.target import Made, Target, target_at
 

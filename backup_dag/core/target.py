@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from backup_dag.core.address import Address
 from backup_dag.core.errors import DatabaseError, DatabaseUnreachable, GuardRefused
 from backup_dag.core.manifest import DatabaseFacts
-from backup_dag.core.postgres import Address, Session, connected, literal, quoted
+from backup_dag.core.postgres import Session, connected, literal, quoted
 
 _MAINTENANCE = ("postgres", "template1")
 _LOCK = 0x72657374  # beside a hash of the database's name

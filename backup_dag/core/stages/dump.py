@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backup_dag.core import process
+from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import BackupDagError, DatabaseError, IntegrityError
-from backup_dag.core.postgres import Address, Snapshot, literal
+from backup_dag.core.postgres import Snapshot, literal
 from backup_dag.core.stream import Writer
 
 EXTENSION = {"sql": "sql", "custom": "dump"}
