@@ -367,6 +367,46 @@ def test_everything_lost_but_the_bucket_and_the_passphrase(
         assert made_by_restores(new, "all_lost") == []
 
 
+# --- One table back -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["sql", "custom"])
+def test_tables_come_back_beside_the_live_ones(
+    each_postgres: Postgres, terminal: MakeTerminal, here: Here, format: str
+) -> None:
+    make_database(each_postgres, NAME)
+    url = each_postgres.url(NAME)
+    psql = [str(each_postgres.bin_dir / "psql"), "-X", "-q", "-o", "/dev/null", "-v", "ON_ERROR_STOP=1", url]
+    subprocess.run(psql, input=NASTY, text=True, check=True, capture_output=True)
+    ours = terminal(url)
+    backed_up(here, ours, BACKUP_FORMAT=format)
+    tables = {
+        "every_type": "public.every_type",
+        '"Wéird ""Schema"""."täble; DROP"': "Wéird Schema.täble; DROP",
+        "parts_old": "public.parts_old",
+        "child": "public.child",
+        "no_columns": "public.no_columns",
+    }
+    wanted = tables.values()
+
+    def rows(name: str) -> list[tuple[Any, ...]]:
+        return sorted(asked(url, f"SELECT to_jsonb(t)::text FROM {name} t"), key=str)
+
+    before = {name: rows(name) for name in tables}
+    run_sql(url, "DELETE FROM every_type", "DROP TABLE parts CASCADE", "UPDATE child SET b = 'spoilt'")
+    live = dump_of(each_postgres, url)
+    words = [word for name in wanted for word in ("--table", name)]
+    said = json.loads(done(here(ours, "restore", *words, "--json")).stdout)
+    schema = said["schema"]
+    for name, held in before.items():
+        assert rows(f"{schema}.{name.rpartition('.')[2]}") == held, name
+    assert made_by_restores(each_postgres, NAME) == []
+    run_sql(url, f"DROP SCHEMA {schema} CASCADE")
+    assert dump_of(each_postgres, url) == live
+    unknown = done(here(ours, "restore", "--table", "public.every_tipe"), 5)
+    assert "public.every_type" in unknown.stderr
+
+
 # --- What is refused, before anything is changed -----------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from backup_dag.core.restore import Report, Restoration
 from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.stream import Observer
+from backup_dag.core.tables import TablesBack, bring_back
 
 
 @cli.command(epilog=EPILOG)
@@ -30,6 +31,13 @@ from backup_dag.core.stream import Observer
     show_default=True,
     help="swap: into the place of the target, which is kept; new: into a new database, given by name.",
 )
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="SCHEMA.NAME",
+    help="Only this table (may be repeated), into a schema restored_<time> beside the live one.",
+)
 @click.option("--no-safety-backup", is_flag=True, help="Do not back up the target first (it is kept anyway).")
 @click.option("--dry-run", is_flag=True, help="Plan only: reads the backup to its end, changes nothing.")
 @click.option("--force", is_flag=True, help="Ask nothing.")
@@ -42,6 +50,7 @@ def restore(
     as_of: str | None,
     target_database: str | None,
     mode: Mode,
+    tables: tuple[str, ...],
     no_safety_backup: bool,
     dry_run: bool,
     force: bool,
@@ -70,6 +79,13 @@ def restore(
     with ExitStack() as bars, Restoration(settings, wish, lambda what: _bar(bars, what)) as restoration:
         restoration.fetch()
         restoration.verify()
+        if tables:
+            if dry_run:
+                raise click.UsageError("--table changes nothing that is there; there is no --dry-run of it")
+            back = bring_back(settings, restoration, tables)
+            bars.close()
+            _show_tables(back, as_json=as_json)
+            return
         plan = restoration.plan()
         bars.close()
         if wish.as_of is not None:
@@ -134,6 +150,19 @@ def _after_a_restore(settings: Settings, address: Address, *, drop: bool, force:
             f"{address.dbname} is what was {said['back']}; what stood there is kept as {said['kept_as']}"
             f" ({said['window_ms']} ms without a database)"
         )
+
+
+def _show_tables(back: TablesBack, *, as_json: bool) -> None:
+    if as_json:
+        terminal.document(back.__dict__)
+        return
+    terminal.show(f"back in the schema {back.schema} of {back.target}, from {back.backup}:")
+    for name, rows in back.rows.items():
+        terminal.show(f"  {name}: {rows:,} rows, as backed up")
+    first = next(iter(back.rows))
+    there = f"{back.schema}.{first.split('.', 1)[1]}"
+    terminal.show(f"What was lost:  SELECT * FROM {there} EXCEPT ALL SELECT * FROM {first};")
+    terminal.show(f"When done:      DROP SCHEMA {back.schema} CASCADE;")
 
 
 def _show_report(report: Report) -> None:

@@ -15,6 +15,7 @@ The verbs (backup, offsite, verify, restore, rollback, doctor) string the stages
 knows which backups there are. A room imports only rooms below it:
 
     doctor
+    tables
     restore  rollback
     plan
     obstacles  roles

@@ -10,7 +10,7 @@ differs too, the restored database is not what was backed up.
 import hashlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from backup_dag.core.address import Address
@@ -156,6 +156,21 @@ def _looked_at_again(
     return faults, notes
 
 
+def with_other_rows(source: Source, session: Session, tables: Mapping[str, str]) -> list[str]:
+    """Which of these tables (name in the backup → name now) hold other rows, whatever their order.
+
+    Reads the artifact again.
+    """
+    rows = {name: _Rows() for name in tables}
+    source.read(Fingerprint(rows=_handed_to(rows)))
+    return [
+        name
+        for name, there in rows.items()
+        if there.total
+        != _rows_of(session, tables[name].encode() + there.what.removeprefix(name.encode())).total
+    ]
+
+
 def _schemas_compared(
     manifest: Manifest, promised: "_Schema", found: "_Schema", clients: Clients
 ) -> tuple[list[str], list[str]]:
@@ -245,7 +260,7 @@ class _Schema:
         starts = [match.start() for match in _HEADER.finditer(text)]
         for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
             header, _, body = text[start:end].partition(b"\n")
-            lines = sorted(_without_order(line) for line in body.splitlines())
+            lines = sorted(line.rstrip(b",") for line in body.splitlines())  # the last column has no comma
             name = header.decode(errors="backslashreplace").removeprefix("-- ").removeprefix("Data for ")
             found.setdefault(_in_words(name), []).append(hashlib.sha256(b"\n".join(lines)).hexdigest())
         return {name: sorted(digests) for name, digests in found.items()}
@@ -259,13 +274,6 @@ class _Schema:
             sorted(theirs.keys() - ours.keys()),
             sorted(name for name in both if ours[name] != theirs[name]),
         )
-
-
-def _without_order(line: bytes) -> bytes:
-    """A line of a list, whether it is the last or not; of COPY, its columns in whatever order."""
-    if line.startswith(b"COPY "):
-        return b" ".join(sorted(re.split(rb"[(), ]+", line)))
-    return line.rstrip(b",")
 
 
 _ENTRY = re.compile(

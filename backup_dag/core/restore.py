@@ -37,7 +37,7 @@ from backup_dag.core.verify import examine, record
 from backup_dag.core.work import new_file, work_directory
 
 _WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
-_PARAMETERS = {
+LOADING = {
     "default_transaction_read_only": "off",
     "synchronous_commit": "off",
     "maintenance_work_mem": f"{_WORK_MEMORY}MB",
@@ -181,8 +181,9 @@ class Restoration:
     def prove(self) -> Proof:
         """Compares what was built with the manifest. Raises IntegrityError where it is not the same."""
         with self._timed("prove"):
-            source = Source(self._settings, self._copy.store, self._manifest, self._key)
-            proof = prove(source, self._target.address.at(self._new), self._watch("proving what was built"))
+            proof = prove(
+                self.source, self._target.address.at(self._new), self._watch("proving what was built")
+            )
         if not proof.holds:
             raise IntegrityError(
                 f"what was built from {self._backup.id} is not what was backed up: {'; '.join(proof.faults)}",
@@ -213,6 +214,16 @@ class Restoration:
         return self._report
 
     @property
+    def target(self) -> Target:
+        """Where to, once `fetch` has found it."""
+        return self._target
+
+    @property
+    def source(self) -> Source:
+        """The copy that is read, once `verify` has chosen it."""
+        return Source(self._settings, self._copy.store, self._manifest, self._key)
+
+    @property
     def _manifest(self) -> Manifest:
         return self._backup.manifest
 
@@ -224,13 +235,13 @@ class Restoration:
         watch = self._watch("loading into a new database")
         with work_directory(self._settings.backup_dir) as work:
             if manifest.dump.format == "sql":
-                with loading(address, clients, _PARAMETERS) as psql:
+                with loading(address, clients, LOADING) as psql:
                     self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=psql), work)
                 return
             archive = work / "archive"
             with new_file(archive) as file:
                 self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=file), work)
-            load_archive(archive, address, clients, _PARAMETERS, jobs=self._settings.backup_restore_jobs)
+            load_archive(archive, address, clients, LOADING, jobs=self._settings.backup_restore_jobs)
 
     def _read_into(self, sink: Meter, work: Path) -> None:
         """Reads the artifact once more, and holds it to the manifest once more: a bucket may change."""

@@ -124,10 +124,13 @@ def _copy(child: process.Child, sink: Writer) -> None:
 
 
 @contextmanager
-def loading(address: Address, clients: Clients, parameters: Mapping[str, str]) -> Iterator[process.Child]:
+def loading(
+    address: Address, clients: Clients, parameters: Mapping[str, str], *, all_or_nothing: bool = False
+) -> Iterator[process.Child]:
     """psql, as a writer that runs the SQL text written to it; the first error ends it.
 
-    `parameters` are set for its session alone. Terse, since the longer errors quote rows.
+    `parameters` are set for its session alone. Terse, since the longer errors quote rows. With
+    `all_or_nothing` it is one transaction, which an exception in the block undoes.
 
     Raises:
         DatabaseError: a statement failed; psql's last words are in the message.
@@ -136,6 +139,7 @@ def loading(address: Address, clients: Clients, parameters: Mapping[str, str]) -
         clients.program("psql"),
         f"--dbname={address.for_argv()}",
         *("--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null", "--file=-"),
+        *(["--single-transaction"] if all_or_nothing else []),
         *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
     ]
     with _client("loading", address, argv, stdin=process.PIPE, parameters=parameters) as child:

@@ -61,7 +61,7 @@ class Fingerprint:
     """Takes a plain dump block by block; `finish` tells its content. Memory does not grow with rows.
 
     The outcome does not depend on where the blocks are cut. Whoever wants to read along is handed the
-    rows of single tables (`rows`), the text that counts as schema (`schema`), and that of the large
+    rows of single tables (`rows`), the rest of the SQL text (`schema`), and that of the large
     objects (`objects`).
     """
 
@@ -171,8 +171,12 @@ class Fingerprint:
         self._section = _section_of(word)
         return token.start()
 
-    def _take(self, data: bytes, start: int, end: int) -> None:
+    def _take(self, data: bytes, start: int, end: int, *, copy: bool = False) -> None:
+        """Text of the current section. A COPY statement is schema too, but is told with its rows."""
         text = memoryview(data)[start:end]
+        told = self._section in (_Section.PREAMBLE, _Section.SCHEMA) and not copy
+        if told and self._schema_writer is not None:
+            self._schema_writer.write(bytes(text))
         if self._section is _Section.SEQUENCE:
             self._sequence_text += text
         elif self._section is _Section.LARGE_OBJECTS:
@@ -182,8 +186,6 @@ class Fingerprint:
                 self._objects_writer.write(bytes(text))
         elif self._section is _Section.SCHEMA:
             self._schema.update(text)
-            if self._schema_writer is not None:
-                self._schema_writer.write(bytes(text))
 
     def _end_of_sequences(self) -> None:
         """Positions become values; whatever else stands in their sections counts as schema."""
@@ -199,7 +201,7 @@ class Fingerprint:
         statement = _COPY.match(data, start, stop)
         if statement is None:
             return start
-        self._take(data, start, statement.end() - 1)
+        self._take(data, start, statement.end() - 1, copy=True)
         name = _text(statement.group(1))
         if name not in self._tables:  # partitions loaded through their root come one after the other
             what = statement.group(1) + b" " + (statement.group(2) or b"")
