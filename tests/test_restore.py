@@ -634,3 +634,91 @@ def test_two_restores_of_one_target_do_not_overlap(
             len(list(ours.backups.glob("backup_*.json"))) == 2
         )  # its manifest and its check: no safety backup
     done(here(ours, "restore", "--force", "--no-safety-backup"))
+
+
+def held_up(postgres: Postgres, name: str, process: "subprocess.Popen[str]", seen: str) -> None:
+    """Waits until a restore of that database has come so far that a query like this runs."""
+    wait_until(
+        lambda: (
+            process.poll() is not None
+            or bool(asked(postgres.url(), f"SELECT FROM pg_stat_activity WHERE query ILIKE '{seen}'"))
+        )
+    )
+    assert process.poll() is None, f"it had ended before: {name}"
+
+
+MOMENTS = {
+    "the safety backup": "COPY public.large%TO stdout%",
+    "loading": "COPY public.large%FROM stdin%",
+    "analyzing": "ANALYZE%",
+    "proving": "COPY public.large%TO stdout%",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_death_at_every_step_leaves_the_original_serving(
+    postgres: Postgres, big: str, terminal: MakeTerminal, here: Here, moment: str
+) -> None:
+    ours, name = terminal(big), name_of(big)
+    backed_up(here, ours)
+    before = dump_of(postgres, big)
+    words = ["restore", "--force", *([] if moment == "the safety backup" else ["--no-safety-backup"])]
+    with ours.running(*words) as process:
+        held_up(postgres, name, process, MOMENTS[moment])
+        process.kill()
+        process.communicate()
+    assert dump_of(postgres, big) == before
+    kept = [each for each in made_by_restores(postgres, name) if "__before_" in each]
+    assert kept == []
+    doctor = done(here(ours, "doctor")).stdout
+    assert ("a restore that was killed left" in doctor) == (moment != "the safety backup")
+    done(here(ours, "restore", "--force", "--no-safety-backup"))
+    assert dump_of(postgres, big) == before
+    assert [each for each in made_by_restores(postgres, name) if "__restoring_" in each] == []
+    assert "kept from earlier ones" in done(here(ours, "doctor")).stdout
+
+
+def test_a_server_that_crashes_while_loading_has_the_original_when_it_is_back(
+    guarded_postgres: Postgres, terminal: MakeTerminal, here: Here
+) -> None:
+    url = make_database(guarded_postgres, "crashing")
+    fill(url, 6000)
+    ours = terminal(url)
+    backed_up(here, ours)
+    before = asked(url, "SELECT count(*), sum(hashtext(noise)) FROM large")
+    with ours.running("restore", "--force", "--no-safety-backup") as process:
+        held_up(guarded_postgres, "crashing", process, "COPY public.large%FROM stdin%")
+        guarded_postgres.kill()
+        _, said = process.communicate(timeout=60)
+    guarded_postgres.start()
+    assert process.returncode == 4, said
+    assert asked(url, "SELECT count(*), sum(hashtext(noise)) FROM large") == before
+    done(here(ours, "restore", "--force", "--no-safety-backup"))
+    assert asked(url, "SELECT count(*), sum(hashtext(noise)) FROM large") == before
+    assert [each for each in made_by_restores(guarded_postgres, "crashing") if "restoring" in each] == []
+    done(here(ours, "restore", "--drop-previous", "--force"))
+
+
+def test_a_swap_that_the_server_refuses_changes_nothing(
+    postgres: Postgres, shop: str, terminal: MakeTerminal, here: Here
+) -> None:
+    """By a name that is taken in the last moment: a session that makes it while the restore loads."""
+    ours, name = terminal(shop), name_of(shop)
+    backed_up(here, ours)
+    spoil(shop)
+    run_sql(postgres.url(), f"CREATE ROLE {name}_other LOGIN SUPERUSER")
+    with ours.running("restore", "--force", "--no-safety-backup") as process:
+        wait_until(lambda: made_by_restores(postgres, name) != [])
+        [new] = made_by_restores(postgres, name)
+        wait_until(lambda: try_to_rename(postgres, new))
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert orders(shop) == 250
+    run_sql(postgres.url(), f'DROP DATABASE IF EXISTS "{name}__gone" WITH (FORCE)', f"DROP ROLE {name}_other")
+
+
+def try_to_rename(postgres: Postgres, new: str) -> bool:
+    """Takes the new database away from the restore, as soon as nobody is connected to it."""
+    with suppress(psycopg2.Error):
+        run_sql(postgres.url(), f'ALTER DATABASE "{new}" RENAME TO "{new.split("__")[0]}__gone"')
+    return new not in databases(postgres)

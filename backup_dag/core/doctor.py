@@ -26,6 +26,7 @@ from backup_dag.core.key import encryption_key
 from backup_dag.core.postgres import Session, connected
 from backup_dag.core.settings import Settings, environment_value, load
 from backup_dag.core.store.local import LocalStore
+from backup_dag.core.target import target_at
 from backup_dag.core.work import work_directory
 
 _ENOUGH_BITS = 80
@@ -146,6 +147,26 @@ def _database(settings: Settings, database: Database) -> Iterator[Finding]:
             yield warn(f"{database.name} client", said, advice)
         yield _privileges(database, session)
         yield _clock(database, session)
+    yield from _left_by_restores(database)
+
+
+def _left_by_restores(database: Database) -> Iterator[Finding]:
+    """Databases that restores of this one kept, or left half-made when they were killed."""
+    what = f"{database.name} restores"
+    try:
+        with target_at(database.address) as target:
+            kept, half_made = target.made("before"), target.made("restoring")
+            running = target.is_locked() if half_made else False
+    except DatabaseError:  # its neighbours are not ours to see
+        return
+    if half_made and not running:
+        names = ", ".join(made.name for made in half_made)
+        yield warn(
+            what, f"a restore that was killed left {names}", "the next restore of it drops that; or dropdb"
+        )
+    if kept:
+        names = ", ".join(made.name for made in kept)
+        yield ok(what, f"kept from earlier ones: {names} (backup-dag restore --drop-previous drops them)")
 
 
 def _privileges(database: Database, session: Session) -> Finding:

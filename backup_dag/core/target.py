@@ -106,6 +106,14 @@ class Target:
             with suppress(DatabaseError):
                 self.session.row(f"SELECT pg_advisory_unlock{key} AS released")
 
+    def is_locked(self) -> bool:
+        """Whether a restore of this database is running now."""
+        try:
+            with self.locked():
+                return False
+        except GuardRefused:
+            return True
+
     def made(self, role: Role) -> list[Made]:
         """What restores of this database made and left, or kept; the newest first."""
         rows = self.session.rows(
