@@ -169,10 +169,12 @@ class Restoration:
             self._new = self._target.aside("restoring", now)
             self._stack.callback(self._drop_what_was_built)
             self._target.create(self._new, facts, str(self._backup.id), now)
-            self._load()
+            with self._timed("load"):
+                self._load()
             address = self._target.address.at(self._new)
             with connected(address) as session:
-                session.rows("ANALYZE")
+                with self._timed("analyze"):
+                    session.rows("ANALYZE")
                 # from within: what is said of a database is kept in the encoding of where it is said
                 for statement in self._properties():
                     session.rows(statement)
