@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -96,6 +97,18 @@ def run_sql(url: str, *statements: str) -> None:
         with connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
+
+
+def asked(url: str, query: str) -> list[tuple[Any, ...]]:
+    """The rows that a query gives."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchall()
+
+
+def name_of(url: str) -> str:
+    """The database that a server's url ends in."""
+    return url.rpartition("/")[2]
 
 
 def make_database(server: Postgres, name: str | None = None) -> str:

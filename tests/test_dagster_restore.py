@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from backup_dag.core.settings import Settings
 from backup_dag.defs.location import code_location
 from demo.servers import Postgres
-from tests.conftest import Here, Terminal, make_database, run_sql
-from tests.test_restore import asked, made_by_restores, name_of, orders, spoil
+from tests.conftest import Here, Terminal, asked, make_database, name_of, run_sql
+from tests.test_restore import made_by_restores, orders, spoil
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["fetch", "verify", "plan", "safety_backup", "build", "prove", "swap", "report"]

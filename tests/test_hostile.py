@@ -3,39 +3,29 @@
 import json
 import os
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import psycopg2
 import pytest
 
 from backup_dag.core.address import Address
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.databases import Plan
-from backup_dag.core.errors import ConfigurationError, IntegrityError
+from backup_dag.core.errors import ConfigurationError
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.local import LocalStore
+from backup_dag.core.store.s3 import S3Store
 from backup_dag.core.work import work_directory
 from demo.servers import Postgres
-from tests.conftest import KEY, Here, Terminal, fill, make_database, run_sql
+from tests.conftest import Here, Terminal, asked, fill, make_database, name_of, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
-
-
-def asked(url: str, query: str) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchall()
-
-
-def name_of(url: str) -> str:
-    return urlsplit(url).path[1:]
 
 
 @pytest.mark.parametrize("verb", ["backup", "doctor"])
@@ -164,8 +154,6 @@ def test_two_that_copy_the_same_backup_do_not_hinder_each_other(
                 "backup_dir": ours.backups,
             }
         )
-        from backup_dag.core.store.s3 import S3Store
-
         time.sleep(0.5)
         list(copy_offsite(store, S3Store(s3.client(), settings), "large"))
         _, said = one.communicate(timeout=60)
@@ -326,9 +314,6 @@ def test_a_stdout_that_cannot_be_written_costs_no_copy(
 ) -> None:
     ours = terminal(sample)
     environment = {**ours.environment, **s3.environment(), "AWS_S3_BUCKET": bucket}
-    import subprocess
-    import sys
-
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "backup_dag.cli", "backup"],
@@ -342,7 +327,6 @@ def test_a_stdout_that_cannot_be_written_costs_no_copy(
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
     names = [found["Key"] for found in s3.client().list_objects_v2(Bucket=bucket)["Contents"]]
     assert len(names) == 4
-    assert threading.active_count() >= 1
     assert Catalog([LocalStore(ours.backups)]).survey().ids
 
 
@@ -350,5 +334,3 @@ def test_options_that_cannot_work_are_refused_when_they_are_read() -> None:
     for option in ("--serializable-deferrable", "--with-statistics"):
         with pytest.raises(ValueError, match="cannot be passed on"):
             Plan(pg_dump_options=(option,))
-    assert KEY
-    assert IntegrityError.exit_code == 6

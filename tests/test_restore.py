@@ -17,17 +17,11 @@ import pytest
 from backup_dag.core.manifest import Manifest, read_manifest
 from demo.sample import load
 from demo.servers import Postgres
-from tests.conftest import KEY, MARKER, Here, Terminal, fill, make_database, run_sql
+from tests.conftest import KEY, MARKER, Here, Terminal, asked, fill, make_database, name_of, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
 NASTY = Path(__file__).with_name("nasty.sql").read_text(encoding="utf-8")
 NAME = 'the "Größe" shop'
-
-
-def asked(url: str, query: str) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchall()
 
 
 def databases(server: Postgres) -> set[str]:
@@ -77,10 +71,6 @@ def shop(postgres: Postgres) -> Iterator[str]:
         run_sql(postgres.url(), f'DROP DATABASE IF EXISTS "{each}" WITH (FORCE)')
 
 
-def name_of(url: str) -> str:
-    return url.rpartition("/")[2]
-
-
 def orders(url: str) -> int:
     return int(asked(url, "SELECT count(*) FROM orders")[0][0])
 
@@ -90,6 +80,15 @@ def spoil(url: str) -> None:
     run_sql(url, "DELETE FROM orders WHERE n % 2 = 0", "CREATE TABLE spoilt AS SELECT 1 AS one")
 
 
+def made_nasty(server: Postgres) -> str:
+    """A database that holds everything that a restore may lose; its url."""
+    make_database(server, NAME)
+    url = server.url(NAME)
+    psql = [str(server.bin_dir / "psql"), "-X", "-q", "-o", "/dev/null", "-v", "ON_ERROR_STOP=1", url]
+    subprocess.run(psql, input=NASTY, text=True, check=True, capture_output=True)
+    return url
+
+
 # --- Round trips -------------------------------------------------------------------------------------
 
 
@@ -97,10 +96,7 @@ def spoil(url: str) -> None:
 def test_everything_comes_back(
     each_postgres: Postgres, terminal: MakeTerminal, here: Here, format: str
 ) -> None:
-    make_database(each_postgres, NAME)
-    url = each_postgres.url(NAME)
-    psql = [str(each_postgres.bin_dir / "psql"), "-X", "-q", "-o", "/dev/null", "-v", "ON_ERROR_STOP=1", url]
-    subprocess.run(psql, input=NASTY, text=True, check=True, capture_output=True)
+    url = made_nasty(each_postgres)
     run_sql(url, "VACUUM")
     before, ours = dump_of(each_postgres, url), terminal(url)
     made = backed_up(here, ours, BACKUP_FORMAT=format)
@@ -374,10 +370,7 @@ def test_everything_lost_but_the_bucket_and_the_passphrase(
 def test_tables_come_back_beside_the_live_ones(
     each_postgres: Postgres, terminal: MakeTerminal, here: Here, format: str
 ) -> None:
-    make_database(each_postgres, NAME)
-    url = each_postgres.url(NAME)
-    psql = [str(each_postgres.bin_dir / "psql"), "-X", "-q", "-o", "/dev/null", "-v", "ON_ERROR_STOP=1", url]
-    subprocess.run(psql, input=NASTY, text=True, check=True, capture_output=True)
+    url = made_nasty(each_postgres)
     ours = terminal(url)
     backed_up(here, ours, BACKUP_FORMAT=format)
     tables = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from demo.servers import Postgres
-from tests.conftest import Terminal, make_database, run_sql
-from tests.test_restore import asked, made_by_restores
+from tests.conftest import Terminal, asked, make_database, run_sql
+from tests.test_restore import made_by_restores
 
 RUNBOOK = (Path(__file__).parents[1] / "docs" / "runbook.md").read_text()
 COMMANDS = dict(re.findall(r"```sh\n# (day \w+: [^\n]+)\n(.*?)```", RUNBOOK, re.DOTALL))

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.clients import Clients
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import ConfigurationError, DatabaseError
 from backup_dag.core.manifest import DatabaseFacts, Manifest, major
 from backup_dag.core.postgres import literal
+from backup_dag.core.reading import loading_clients
 from backup_dag.core.settings import Settings
 from backup_dag.core.target import Standing, Target, rights
 
@@ -34,7 +35,7 @@ def fitting_clients(
     """The client tools that can read the backup and talk to the server; where there are none, why."""
     made_with = major(manifest.dump.client_version)
     try:
-        clients = find_clients(max(target.session.server_major, made_with), settings.pg_bin_dir)
+        clients = loading_clients(settings, manifest, target.session.server_major)
     except ConfigurationError as error:
         return None, [Found(verdict="refuse", what="tools", found=error.message, advice=error.hint)]
     if max(major(manifest.server.version), made_with) > target.session.server_major:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backup_dag.core.clients import find_clients
+from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.key import Key
 from backup_dag.core.manifest import File, Manifest, major
@@ -34,6 +34,11 @@ def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> 
     except IntegrityError as error:
         raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
     return compressed, encrypted
+
+
+def loading_clients(settings: Settings, manifest: Manifest, server_major: int) -> Clients:
+    """The client tools that can read this backup and talk to that server. Raises ConfigurationError."""
+    return find_clients(max(server_major, major(manifest.dump.client_version)), settings.pg_bin_dir)
 
 
 @contextmanager

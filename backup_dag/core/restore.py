@@ -16,17 +16,16 @@ from typing import Self
 from backup_dag.core import history
 from backup_dag.core.backup import Order, take_backup
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
-from backup_dag.core.clients import find_clients
 from backup_dag.core.confirmation import check_code
 from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused, IntegrityError
 from backup_dag.core.holds import held
 from backup_dag.core.key import decryption_key
-from backup_dag.core.manifest import Manifest, major
+from backup_dag.core.manifest import Manifest
 from backup_dag.core.plan import RestorePlan, Wish, facts_for, make_plan, target_of
 from backup_dag.core.postgres import connected
 from backup_dag.core.proof import Proof, Source, prove
-from backup_dag.core.reading import read_back
+from backup_dag.core.reading import loading_clients, read_back
 from backup_dag.core.roles import Roles, create_lacking, give_properties, read_roles
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import compare
@@ -232,8 +231,7 @@ class Restoration:
     def _load(self) -> None:
         """The artifact's text into psql, or its archive by way of a private file into pg_restore."""
         manifest, address = self._manifest, self._target.address.at(self._new)
-        made_with = major(manifest.dump.client_version)
-        clients = find_clients(max(self._target.session.server_major, made_with), self._settings.pg_bin_dir)
+        clients = loading_clients(self._settings, manifest, self._target.session.server_major)
         watch = self._watch("loading into a new database")
         with work_directory(self._settings.backup_dir) as work:
             if manifest.dump.format == "sql":

@@ -12,12 +12,13 @@ from difflib import get_close_matches
 from typing import Self
 
 from backup_dag.core.address import Address
-from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.clients import Clients
 from backup_dag.core.errors import BackupNotFound, GuardRefused, IntegrityError
-from backup_dag.core.manifest import Manifest, Table, major
+from backup_dag.core.manifest import Manifest, Table
 from backup_dag.core.plan import facts_for
 from backup_dag.core.postgres import Session, connected, literal, quoted
 from backup_dag.core.proof import Source, with_other_rows
+from backup_dag.core.reading import loading_clients
 from backup_dag.core.restore import LOADING, Restoration
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.dump import dumping, loading
@@ -52,9 +53,7 @@ def bring_back(settings: Settings, restoration: Restoration, wanted: Sequence[st
             f"there is no database {target.name} to bring tables back into",
             hint="restore all of it: backup-dag restore",
         )
-    clients = find_clients(
-        max(target.session.server_major, major(source.manifest.dump.client_version)), settings.pg_bin_dir
-    )
+    clients = loading_clients(settings, source.manifest, target.session.server_major)
     now = datetime.now(UTC)
     with target.locked():
         target.sweep()

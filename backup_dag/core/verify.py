@@ -28,18 +28,6 @@ from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
 
 
-def verify(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
-    """Checks one copy (see `examine`), and records what was found beside it.
-
-    Raises:
-        StoreError, StoreUnreachable, DiskError: it could not be recorded, and what `examine` raises.
-    """
-    check = examine(settings, copy, level, observer)
-    if copy.manifest is not None:
-        record(copy.store, copy.manifest, check)
-    return check
-
-
 def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
     """Checks one copy.
 

@@ -7,9 +7,10 @@ import pytest
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.databases import Plan
+from backup_dag.core.manifest import Level
 from backup_dag.core.settings import Format, Settings
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.verify import verify
+from backup_dag.core.verify import examine, record
 from demo.servers import Postgres
 from tests.conftest import database
 
@@ -22,8 +23,11 @@ def test_what_was_backed_up_verifies_to_the_last_row(
     made = take_backup(settings, order_for(source, settings, None))
     copy = Catalog([LocalStore(settings.backup_dir)]).load(made.id).copies[0]
     assert copy.manifest == made
-    assert verify(settings, copy, "checksum").faults == []
-    assert verify(settings, copy, "content").faults == []
+    levels: tuple[Level, ...] = ("checksum", "content")
+    for level in levels:
+        check = examine(settings, copy, level)
+        assert check.faults == []
+        record(copy.store, made, check)
     assert sorted(path.name for path in settings.backup_dir.iterdir()) == sorted(
         [".work", *made.names, f"{made.id}.verify.json"]
     )
