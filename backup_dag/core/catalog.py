@@ -17,6 +17,7 @@ from backup_dag.core.manifest import (
     MANIFEST,
     VERIFICATION,
     BackupId,
+    Check,
     Manifest,
     Verification,
     read_manifest,
@@ -40,6 +41,26 @@ class Copy:
     fault: str = ""
     remark: str = ""
 
+    @property
+    def verdict(self) -> Check | None:
+        """What its checks say of it now. None where it was never checked."""
+        return self.verification.verdict() if self.verification else None
+
+    @property
+    def good(self) -> bool:
+        """Whether it can be used, and no check has found it damaged."""
+        return self.manifest is not None and not self.fault and (self.verdict is None or self.verdict.passed)
+
+    @property
+    def read_to_its_end(self) -> bool:
+        """Whether it is good, and its content was read to its end and found as promised."""
+        return self.good and self.verdict is not None and self.verdict.level != "checksum"
+
+    @property
+    def proven(self) -> bool:
+        """Whether it is good, and a restore of it brought back what was promised."""
+        return self.good and self.verification is not None and self.verification.proven
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -59,6 +80,16 @@ class Backup:
             f"no copy of {self.id} can be used: {'; '.join(copy.fault for copy in self.copies)}",
             hint="its artifact may still be recovered by hand, see docs/format.md",
         )
+
+    @property
+    def good(self) -> bool:
+        """Whether there is a good copy of it."""
+        return any(copy.good for copy in self.copies)
+
+    @property
+    def proven(self) -> bool:
+        """Whether a copy of it is proven."""
+        return any(copy.proven for copy in self.copies)
 
 
 @dataclass(frozen=True)

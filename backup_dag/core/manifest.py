@@ -229,7 +229,10 @@ class Manifest(_Document):
         return self.model_dump_json(indent=2) + "\n"
 
 
-Level = Literal["checksum", "content"]
+Level = Literal["checksum", "content", "restore"]
+"""How deep a check looks: all bytes; the dump to its last line; a restored database, compared (proof)."""
+
+_DEPTH: dict[Level, int] = {"checksum": 0, "content": 1, "restore": 2}
 
 
 class Check(_Document):
@@ -254,12 +257,23 @@ class Verification(_Document):
     checks: dict[Level, Check] = {}
 
     def verdict(self) -> Check | None:
-        """What is to be believed of the copy now: a failed check, unless a later one that looks deeper
-        passed; else the deepest check that passed. None where nothing was checked."""
-        content, checksum = self.checks.get("content"), self.checks.get("checksum")
-        if content is None or checksum is None:
-            return content or checksum
-        return checksum if not checksum.passed and checksum.time > content.time else content
+        """What is to be believed of the copy now: the deepest failed check, unless a later one that looks
+        deeper passed; else the deepest check that passed. None where nothing was checked."""
+        by_depth = sorted(self.checks.values(), key=lambda check: _DEPTH[check.level], reverse=True)
+        failed = [check for check in by_depth if not check.passed and not self._overruled(check)]
+        return next(iter(failed or by_depth), None)
+
+    def _overruled(self, failed: Check) -> bool:
+        return any(
+            check.passed and check.time > failed.time and _DEPTH[check.level] > _DEPTH[failed.level]
+            for check in self.checks.values()
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Whether a restore brought back what was promised, and nothing has been found wrong since."""
+        verdict = self.verdict()
+        return verdict is not None and verdict.passed and verdict.level == "restore"
 
     def with_check(self, check: Check) -> "Verification":
         return self.model_copy(update={"checks": {**self.checks, check.level: check}})

@@ -6,19 +6,44 @@ they show as stars in every repr, log and error. `.env.example` documents each o
 
 import os
 import re
-from datetime import date
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backup_dag.core.errors import ConfigurationError
 
+_LENGTH_OF_TIME = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d)", re.ASCII)
+_TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
+_UNITS = {"min": "minutes", "h": "hours", "d": "days"}
+
+
+def _length_of_time(value: Any) -> Any:
+    if isinstance(value, str):
+        match = _LENGTH_OF_TIME.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("not a length of time such as 90min, 36h or 2d")
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    return value
+
+
+def _time_of_day(value: Any) -> Any:
+    if isinstance(value, str):
+        match = _TIME_OF_DAY.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("not a time of day such as 02:00")
+        return time(int(match[1]), int(match[2]))
+    return value
+
+
 Format = Literal["sql", "custom"]
 CompressionLevel = Annotated[int, Field(ge=0, le=9)]
+LengthOfTime = Annotated[timedelta, BeforeValidator(_length_of_time)]
+TimeOfDay = Annotated[time, BeforeValidator(_time_of_day)]
 
 
 class Settings(BaseSettings):
@@ -49,6 +74,36 @@ class Settings(BaseSettings):
     backup_restore_jobs: Annotated[int, Field(ge=1, le=64)] = 2
     backup_safety_days: Annotated[int, Field(ge=1, le=3650)] = 30
 
+    backup_schedules: Literal["on", "off"] = "on"
+    backup_time: TimeOfDay = time(2, 0)
+    backup_verify_time: TimeOfDay = time(3, 0)
+    backup_late_grace: LengthOfTime = timedelta(hours=36)
+    backup_missed_attempts: Annotated[int, Field(ge=0, le=20)] = 3
+    backup_rpo: LengthOfTime = timedelta(hours=24)
+    backup_rto: LengthOfTime = timedelta(hours=2)
+    backup_shrink_percent: Annotated[int, Field(ge=1, le=100)] = 50
+    backup_growth_percent: Annotated[int, Field(ge=1, le=100_000)] = 200
+
+    backup_retention_days: Annotated[int, Field(ge=1, le=36500)] = 30
+    backup_keep_daily: Annotated[int, Field(ge=0, le=36500)] = 7
+    backup_keep_weekly: Annotated[int, Field(ge=0, le=5200)] = 4
+    backup_keep_monthly: Annotated[int, Field(ge=0, le=1200)] = 12
+    backup_keep_yearly: Annotated[int, Field(ge=0, le=100)] = 0
+    backup_local_retention_days: Annotated[int, Field(ge=1, le=36500)] | None = None
+    backup_cleanup_most_percent: Annotated[int, Field(ge=1, le=100)] = 25
+
+    backup_notify_email: Annotated[tuple[str, ...], NoDecode] = ()
+    backup_notify_urls: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    backup_smtp_host: str | None = None
+    backup_smtp_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    backup_smtp_security: Literal["starttls", "ssl", "none"] = "starttls"
+    backup_smtp_user: str | None = None
+    backup_smtp_password: SecretStr | None = None
+    backup_smtp_from: str | None = None
+    backup_heartbeat_url: SecretStr | None = None
+    backup_digest: Literal["off", "daily", "weekly"] = "off"
+    backup_dagster_url: str = "http://127.0.0.1:3000"
+
     aws_s3_bucket: str | None = None
     aws_default_region: str | None = None
     aws_endpoint_url_s3: str | None = None
@@ -61,7 +116,10 @@ class Settings(BaseSettings):
     backup_s3_object_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
     backup_s3_object_lock_days: Annotated[int, Field(ge=1, le=36500)] | None = None
 
-    @field_validator("backup_gpg_recipients", "backup_restore_targets", mode="before")
+    @field_validator(
+        *("backup_gpg_recipients", "backup_restore_targets", "backup_notify_email", "backup_notify_urls"),
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
