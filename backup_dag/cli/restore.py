@@ -26,10 +26,11 @@ from backup_dag.core.tables import TablesBack, bring_back
 @click.option("--target-database", metavar="NAME", help="Where to; by default where it came from.")
 @click.option(
     "--mode",
-    type=click.Choice(["swap", "new"]),
+    type=click.Choice(["swap", "new", "in-place"]),
     default="swap",
     show_default=True,
-    help="swap: into the place of the target, which is kept; new: into a new database, given by name.",
+    help="swap: into the place of the target, which is kept; new: into a new database, given by name;"
+    " in-place: where none may be made, within one transaction.",
 )
 @click.option(
     "--table",

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 from backup_dag.core.clients import Clients
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import ConfigurationError, DatabaseError
+from backup_dag.core.loading import loading_clients
 from backup_dag.core.manifest import DatabaseFacts, Manifest, major
 from backup_dag.core.postgres import literal
-from backup_dag.core.reading import loading_clients
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Standing, Target, rights
+from backup_dag.core.target import Standing, Target, in_the_way_in_place, rights
 
-Mode = Literal["swap", "new"]
+Mode = Literal["swap", "new", "in-place"]
 
 
 class Found(BaseModel):
@@ -59,6 +59,7 @@ def obstacles(
     return [
         *_permission(settings, mode, target, standing),
         *_rights(mode, target, standing, roles_lacking),
+        *_in_place(mode, target, standing),
         *_extensions(manifest, target),
         *_likeness(manifest.source, standing),
         *_disk(manifest, target),
@@ -97,9 +98,9 @@ def _permission(settings: Settings, mode: Mode, target: Target, standing: Standi
 def _rights(mode: Mode, target: Target, standing: Standing | None, lacking: list[str]) -> list[Found]:
     may = rights(target, standing.owner if standing else None)
     needed = {
-        "createdb": (True, "create databases", "ALTER ROLE {} CREATEDB"),
+        "createdb": (mode != "in-place", "create databases", "ALTER ROLE {} CREATEDB"),
         "owns": (mode == "swap", f"rename {target.name}", "GRANT {owner} TO {}"),
-        "signal": (bool(standing), "end other sessions", "GRANT pg_signal_backend TO {}"),
+        "signal": (bool(standing) and mode == "swap", "end other sessions", "GRANT pg_signal_backend TO {}"),
         "createrole": (bool(lacking), f"create the roles {', '.join(lacking)}", "ALTER ROLE {} CREATEROLE"),
     }
     owner = standing.owner if standing else ""
@@ -112,6 +113,36 @@ def _rights(mode: Mode, target: Target, standing: Standing | None, lacking: list
         )
         for right, (wanted, what, advice) in needed.items()
         if wanted and not may[right]
+    ]
+
+
+def _in_place(mode: Mode, target: Target, standing: Standing | None) -> list[Found]:
+    """What would keep a database from being emptied and filled again in one transaction."""
+    if mode != "in-place":
+        return []
+    if standing is None:
+        found, advice = f"there is no database {target.name}", "have your host make an empty one first"
+        return [Found(verdict="refuse", what="target", found=found, advice=advice)]
+    there = in_the_way_in_place(target)
+    findings = [
+        (there["subscriptions"], "subscriptions", "cannot be dropped in a transaction", "DROP SUBSCRIPTION"),
+        (
+            ", ".join(there["owners"] or []),
+            "other owners",
+            "own objects that this role may not drop",
+            "GRANT these roles to it, or restore as a role that has them",
+        ),
+        (
+            there["relations"] if 4 * there["relations"] > there["locks"] else 0,
+            "tables, indexes and the like",
+            f"need more locks than the server has room for ({there['locks']:,})",
+            "raise max_locks_per_transaction",
+        ),
+    ]
+    return [
+        Found(verdict="refuse", what=what, found=f"{number} {why}", advice=advice)
+        for number, what, why, advice in findings
+        if number
     ]
 
 

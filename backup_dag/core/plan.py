@@ -116,6 +116,10 @@ class RestorePlan(_Document):
             return "there is no such database yet; it will be made"
         if self.mode == "new":
             return f"it is there already, {self.target_bytes:,} bytes"
+        if self.mode == "in-place":
+            return (
+                f"it is there, {self.target_bytes:,} bytes, and will be emptied and filled in one transaction"
+            )
         return f"it is there, {self.target_bytes:,} bytes, and stays as it is until the last step"
 
     def check(self) -> None:
@@ -248,20 +252,29 @@ def _steps(
             "this plan's reading",
         )
     ]
-    if standing is not None and wish.mode == "swap" and wish.safety_backup:
+    if standing is not None and wish.mode != "new" and wish.safety_backup:
         steps.append(
             step("safety", "back up the target as it is", manifest.seconds, "as long as the backup took")
         )
     loading = size / _LOAD + size / _ANALYZE
-    steps.append(step("build", "load into a new database beside it, ANALYZE", loading, "its size"))
+    if wish.mode == "in-place":
+        build = "in one transaction: empty the database, load, ANALYZE; other sessions wait from here on"
+        swap = "commit"
+    else:
+        build, swap = "load into a new database beside it, ANALYZE", "rename, in one transaction"
+    steps.append(step("build", build, loading, "its size"))
     steps.append(step("prove", "compare every digest with the manifest", size / _PROVE, "its size"))
-    steps.append(step("swap", "rename, in one transaction", 1.0, "no restore was measured yet"))
+    steps.append(step("swap", swap, 1.0, "no restore was measured yet"))
     return steps
 
 
 def _remains(wish: Wish, target: Target, standing: Standing | None) -> str:
     if wish.mode == "new" or standing is None:
         return "nothing was there before, so nothing is kept"
+    if wish.mode == "in-place":
+        if wish.safety_backup:
+            return "the safety backup alone: what the database holds now is dropped with the commit"
+        return "NOTHING: what the database holds now is dropped with the commit, and no backup is made first"
     kept = [f"{made.name} (from {made.since:%Y-%m-%d %H:%M} UTC)" for made in target.made("before")]
     earlier = f"; kept from earlier restores: {', '.join(kept)}" if kept else ""
     return (

@@ -22,6 +22,15 @@ _LOCK = (0x6261636B, 0x64616721)
 encodings.update(SQL_ASCII="latin-1", SQLASCII="latin-1")  # psycopg2 takes it for ASCII, and fails at more
 _CONNECT_SECONDS = 10
 
+AS_PG_DUMP_READS = (
+    "SET search_path TO ''",
+    "SET DateStyle TO ISO",
+    "SET IntervalStyle TO postgres",
+    "SET extra_float_digits TO 3",
+    "SET row_security TO off",
+)
+"""What makes COPY write values as pg_dump has them (`setup_connection` in pg_dump.c)."""
+
 _QUOTED_LISTS = {
     "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
     "temp_tablespaces", "unix_socket_directories",
@@ -59,13 +68,12 @@ class Session:
                 sqlstate=error.pgcode,
             ) from error
 
-    def copy_out(self, statement: bytes, sink: Writer) -> None:
+    def copy_out(self, statement: bytes, sink: Writer, encoding: str) -> None:
         """Runs a COPY … TO STDOUT as pg_dump would: its bytes go to `sink`. The session's last use.
 
-        Raises DatabaseError. The settings are those of pg_dump's session (`setup_connection` in pg_dump.c).
+        Raises DatabaseError.
         """
-        self.rows("SET search_path TO ''; SET DateStyle TO ISO; SET IntervalStyle TO postgres")
-        self.rows("SET extra_float_digits TO 3; SET row_security TO off; SET client_encoding TO SQL_ASCII")
+        self.rows("; ".join([*AS_PG_DUMP_READS, f"SET client_encoding TO {literal(encoding)}"]))
         try:
             with self._connection.cursor() as cursor:
                 cursor.copy_expert(statement, sink)

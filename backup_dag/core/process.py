@@ -133,6 +133,15 @@ class Child:
             self.wait()
             raise
 
+    def flush(self) -> None:
+        """Hands on what was written so far. Raises as `write` does."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.flush()
+        except BrokenPipeError:
+            self.wait()
+            raise
+
     def end_input(self) -> None:
         assert self._popen.stdin is not None
         try:

@@ -11,21 +11,19 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients, find_clients
-from backup_dag.core.key import Key
 from backup_dag.core.manifest import Content, Manifest, major
 from backup_dag.core.postgres import Session, connected
-from backup_dag.core.reading import dump_text, read_back
-from backup_dag.core.settings import Settings
+from backup_dag.core.reading import Source
 from backup_dag.core.stages.dump import dumping
 from backup_dag.core.stages.fingerprint import Fingerprint, RowsWriter
-from backup_dag.core.store.base import Store
 from backup_dag.core.stream import Meter, Observer, Writer
-from backup_dag.core.work import reading_directory
 
+_NAME_AND_COLUMNS = re.compile(rb'((?:"(?:[^"]|"")*"|[^\s"(])+) (?:\((.*)\))?', re.DOTALL)
 _HEADER = re.compile(rb"^-- (?:Data for )?Name: .*; Type: .*; Schema: .*$", re.MULTILINE)
 _MOST_SAID = 20
 
@@ -44,22 +42,10 @@ class Proof:
         return not self.faults
 
 
-@dataclass(frozen=True)
-class Source:
-    """One copy of a backup, and what opens it."""
+class Copying(Protocol):
+    """Whoever can run a COPY … TO STDOUT in a database."""
 
-    settings: Settings
-    store: Store
-    manifest: Manifest
-    key: Key = field(repr=False)
-
-    def read(self, fingerprint: Fingerprint) -> None:
-        """Reads the artifact's SQL text to its end."""
-        with (
-            reading_directory(self.settings.backup_dir) as work,
-            dump_text(self.settings, self.manifest, fingerprint) as text,
-        ):
-            read_back(self.store, self.manifest.artifact, text, self.key, work)
+    def copy_out(self, statement: bytes, sink: Writer, encoding: str) -> None: ...
 
 
 def prove(source: Source, restored: Address, observer: Observer | None = None) -> Proof:
@@ -94,14 +80,21 @@ def _content_of(
 ) -> Content:
     fingerprint = Fingerprint(schema=along.schema, objects=along.objects)
     meter = Meter(observer, expected=manifest.dump.bytes)
+    options = [*manifest.dump.options, f"--encoding={_encoding(manifest, session)}"]
     with (
         session.snapshot() as snapshot,
-        dumping(session.address, clients, snapshot, format="sql", options=manifest.dump.options) as dump,
+        dumping(session.address, clients, snapshot, format="sql", options=options) as dump,
     ):
         while block := dump.read():
             fingerprint.write(block)
             meter.count(len(block))
     return fingerprint.finish()
+
+
+def _encoding(manifest: Manifest, session: Session) -> str:
+    """That of the backup, whatever the restored database's is. SQL_ASCII is none, and is not turned into
+    another or from one."""
+    return "SQL_ASCII" if session.is_sql_ascii else manifest.source.encoding
 
 
 _OBJECTS, _SCHEMA = " large objects", " schema"  # no table is called so: a dump quotes such names
@@ -149,25 +142,27 @@ def _looked_at_again(
     if _OBJECTS in again and promised.objects.total != found.objects.total:
         faults.append("the large objects have other content")
     for name, there in rows.items():
-        if there.total == _rows_of(session, there.what).total:
+        if there.total == _rows_of(session, there, _encoding(source.manifest, session)).total:
             notes.append(f"table {name} came back with the same rows in another order")
         else:
             faults.append(f"table {name} has other content in the same number of rows")
     return faults, notes
 
 
-def with_other_rows(source: Source, session: Session, tables: Mapping[str, str]) -> list[str]:
-    """Which of these tables (name in the backup → name now) hold other rows, whatever their order.
+def with_other_rows(
+    source: Source, where: Copying, tables: Iterable[str], now: Mapping[str, str] | None = None
+) -> list[str]:
+    """Which of these tables hold other rows, whatever their order. `now`: what they are called there.
 
     Reads the artifact again.
     """
     rows = {name: _Rows() for name in tables}
     source.read(Fingerprint(rows=_handed_to(rows)))
+    called, encoding = now or {}, source.manifest.source.encoding
     return [
         name
         for name, there in rows.items()
-        if there.total
-        != _rows_of(session, tables[name].encode() + there.what.removeprefix(name.encode())).total
+        if there.total != _rows_of(where, there, encoding, called.get(name)).total
     ]
 
 
@@ -238,10 +233,28 @@ def _handed_to(rows: dict[str, _Rows]) -> RowsWriter:
     return choose
 
 
-def _rows_of(session: Session, what: bytes) -> _Rows:
-    """The rows of a table now, with its columns in the order in which they were backed up."""
+def _rows_of(where: Copying, backed_up: _Rows, encoding: str, name: str | None = None) -> _Rows:
+    """The rows of a table now, with its columns in the order in which they were backed up.
+
+    Of a partitioned table, through which its partitions' rows were backed up, those of all of them.
+    """
+    table, columns = _NAME_AND_COLUMNS.fullmatch(backed_up.what).groups(b"")  # type: ignore[union-attr]
+    table = name.encode() if name else table
+    itself = b"'" + table.replace(b"'", b"''") + b"'::regclass"
     rows = _Rows()
-    session.copy_out(b"COPY " + what + b" TO STDOUT", rows)
+    where.copy_out(
+        b"COPY (SELECT "
+        + columns
+        + b" FROM "
+        + table
+        + b" AS one WHERE one.tableoid = "
+        + itself
+        + b" OR EXISTS (SELECT FROM pg_class WHERE oid = "
+        + itself
+        + b" AND relkind = 'p')) TO STDOUT",
+        rows,
+        encoding,
+    )
     return rows
 
 

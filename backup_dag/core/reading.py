@@ -1,10 +1,11 @@
-"""A stored backup as plain bytes again: fetched, decrypted, decompressed, in one pass and never on a disk."""
+"""Stored backups, read back: fetch → decrypt → decompress, to whoever takes the plain bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.clients import find_clients
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.key import Key
 from backup_dag.core.manifest import File, Manifest, major
@@ -14,6 +15,25 @@ from backup_dag.core.stages.dump import as_sql
 from backup_dag.core.stages.encryption import decrypting
 from backup_dag.core.store.base import Store
 from backup_dag.core.stream import Hashing, Writer
+from backup_dag.core.work import reading_directory
+
+
+@dataclass(frozen=True)
+class Source:
+    """One copy of a backup, and what opens it."""
+
+    settings: Settings
+    store: Store
+    manifest: Manifest
+    key: Key = field(repr=False)
+
+    def read(self, text: Writer) -> None:
+        """Pushes the dump's SQL text, to its end, whatever format it was kept in."""
+        with (
+            reading_directory(self.settings.backup_dir) as work,
+            dump_text(self.settings, self.manifest, text) as writer,
+        ):
+            read_back(self.store, self.manifest.artifact, writer, self.key, work)
 
 
 def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> tuple[Hashing, Hashing]:
@@ -34,11 +54,6 @@ def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> 
     except IntegrityError as error:
         raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
     return compressed, encrypted
-
-
-def loading_clients(settings: Settings, manifest: Manifest, server_major: int) -> Clients:
-    """The client tools that can read this backup and talk to that server. Raises ConfigurationError."""
-    return find_clients(max(server_major, major(manifest.dump.client_version)), settings.pg_bin_dir)
 
 
 @contextmanager

@@ -9,42 +9,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Self
 
 from backup_dag.core import history
 from backup_dag.core.backup import Order, take_backup
+from backup_dag.core.beside import Beside
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
 from backup_dag.core.confirmation import check_code
 from backup_dag.core.databases import whole_database
-from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused, IntegrityError
+from backup_dag.core.errors import (
+    BackupDagError,
+    BackupNotFound,
+    DiskError,
+    GuardRefused,
+    IntegrityError,
+)
 from backup_dag.core.holds import held
+from backup_dag.core.inplace import InPlace
 from backup_dag.core.key import decryption_key
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.plan import RestorePlan, Wish, facts_for, make_plan, target_of
-from backup_dag.core.postgres import connected
-from backup_dag.core.proof import Proof, Source, prove
-from backup_dag.core.reading import loading_clients, read_back
-from backup_dag.core.roles import Roles, create_lacking, give_properties, read_roles
+from backup_dag.core.plan import RestorePlan, Wish, make_plan, target_of
+from backup_dag.core.proof import Proof
+from backup_dag.core.reading import Source
+from backup_dag.core.roles import Roles, create_lacking, read_roles
 from backup_dag.core.settings import Settings
-from backup_dag.core.stages.checksum import compare
-from backup_dag.core.stages.dump import load_archive, loading
-from backup_dag.core.stream import Hashing, Meter, Observer
+from backup_dag.core.stream import Observer
 from backup_dag.core.target import Target, target_at
-from backup_dag.core.verify import examine, record
-from backup_dag.core.work import new_file, work_directory
-
-_WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
-LOADING = {
-    "default_transaction_read_only": "off",
-    "synchronous_commit": "off",
-    "maintenance_work_mem": f"{_WORK_MEMORY}MB",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-}
-"""For the loading sessions alone: a crash while loading costs nothing, since nobody uses the database yet."""
+from backup_dag.core.verify import examine, made_check, record
+from backup_dag.core.way import Way
 
 Watch = Callable[[str], Observer | None]
 """From what is being done, in words, to whoever watches it."""
@@ -100,7 +93,8 @@ class Restoration:
         self._copy: Copy = usable[0]
         self._key = decryption_key(self._settings, manifest.encryption)
         self._server, address = target_of(self._settings, self._wish, manifest)
-        self._target: Target = self._stack.enter_context(target_at(address))
+        itself = self._wish.mode == "in-place"
+        self._target: Target = self._stack.enter_context(target_at(address, or_itself=itself))
         self._report = Report(str(self._backup.id), str(address), self._wish.mode)
         return self._backup
 
@@ -155,42 +149,36 @@ class Restoration:
         return made
 
     def build(self) -> str:
-        """Loads the backup into a new database beside the target; returns its name.
+        """Makes the roles that are missing, and loads the backup to where nobody uses it; returns where.
 
         Raises:
-            DatabaseError: the server refused; the new database is dropped on leaving the context.
+            DatabaseError: the server refused; what was built is undone on leaving the context.
             IntegrityError: the copy has changed since it was verified.
         """
-        now = datetime.now(UTC)
         with self._timed("build"):
             self._report.roles_created = create_lacking(self._target.session, self._roles)
-            facts = facts_for(self._target, self._manifest)
-            self._new = self._target.aside("restoring", now)
-            self._stack.callback(self._drop_what_was_built)
-            self._target.create(self._new, facts, str(self._backup.id), now)
-            with self._timed("load"):
-                self._load()
-            address = self._target.address.at(self._new)
-            with connected(address) as session:
-                with self._timed("analyze"):
-                    session.rows("ANALYZE")
-                # from within: what is said of a database is kept in the encoding of where it is said
-                for statement in self._properties():
-                    session.rows(statement)
-        return self._new
+            if self._wish.mode == "in-place":
+                self._way: Way = InPlace(self.source, self._target, self._timed)
+            else:
+                self._way = Beside(self.source, self._target, self._roles, self._timed)
+            self._stack.callback(self._way.close)
+            return self._way.build(self._watch("loading"))
 
     def prove(self) -> Proof:
-        """Compares what was built with the manifest. Raises IntegrityError where it is not the same."""
+        """Compares what was built with the manifest, and records beside the copy that it was the same.
+
+        Raises IntegrityError where it is not. That may be the target's fault, so it is not recorded.
+        """
         with self._timed("prove"):
-            proof = prove(
-                self.source, self._target.address.at(self._new), self._watch("proving what was built")
-            )
+            proof = self._way.prove(self._watch("proving what was built"))
         if not proof.holds:
             raise IntegrityError(
                 f"what was built from {self._backup.id} is not what was backed up: {'; '.join(proof.faults)}",
                 hint="nothing was changed; restore another backup, and report this with the lines above",
             )
         self._report.proof_notes = list(proof.notes)
+        with suppress(BackupDagError):  # a bucket may only be readable from here
+            record(self._copy.store, self._manifest, made_check("restore", proof.seconds, []))
         return proof
 
     def swap(self) -> Report:
@@ -198,20 +186,17 @@ class Restoration:
 
         Raises DatabaseError where it cannot; the target is as it was then.
         """
-        now = datetime.now(UTC)
         with self._timed("swap"):
-            keep_as = self._target.aside("before", now) if self._target.standing() else None
-            seconds = self._target.swap(self._new, keep_as=keep_as, backup=str(self._backup.id), now=now)
-        self._report.kept_as = keep_as
-        self._report.window_ms = round(seconds * 1000, 1) if keep_as else None
-        if keep_as is None:
-            self._give_back_the_rest()
-        history.record(
-            self._settings.backup_dir,
-            what="restore",
-            database=self._manifest.database,
-            **self._report.__dict__,
-        )
+            done = self._way.finish()
+        self._report.kept_as = done.kept_as
+        self._report.window_ms = None if done.window is None else round(done.window * 1000, 1)
+        with suppress(DiskError):  # the restore is finished, whether or not it can be noted
+            history.record(
+                self._settings.backup_dir,
+                what="restore",
+                database=self._manifest.database,
+                **self._report.__dict__,
+            )
         return self._report
 
     @property
@@ -227,47 +212,6 @@ class Restoration:
     @property
     def _manifest(self) -> Manifest:
         return self._backup.manifest
-
-    def _load(self) -> None:
-        """The artifact's text into psql, or its archive by way of a private file into pg_restore."""
-        manifest, address = self._manifest, self._target.address.at(self._new)
-        clients = loading_clients(self._settings, manifest, self._target.session.server_major)
-        watch = self._watch("loading into a new database")
-        with work_directory(self._settings.backup_dir) as work:
-            if manifest.dump.format == "sql":
-                with loading(address, clients, LOADING) as psql:
-                    self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=psql), work)
-                return
-            archive = work / "archive"
-            with new_file(archive) as file:
-                self._read_into(Meter(watch, expected=manifest.dump.bytes, sink=file), work)
-            load_archive(archive, address, clients, LOADING, jobs=self._settings.backup_restore_jobs)
-
-    def _read_into(self, sink: Meter, work: Path) -> None:
-        """Reads the artifact once more, and holds it to the manifest once more: a bucket may change."""
-        plain = Hashing(sink)
-        read_back(self._copy.store, self._manifest.artifact, plain, self._key, work)
-        address = self._copy.store.address(self._manifest.artifact.name)
-        compare(f"the dump in {address}", self._manifest.dump, plain.seen())
-
-    def _properties(self) -> list[str]:
-        """Owner, limit, comment, grants and settings: those of the target, else those of the backup."""
-        if self._target.standing() is None:
-            source = self._manifest.source
-            return self._target.session.properties_sql(source, source.settings, self._new)
-        with connected(self._target.address) as session:
-            return session.properties_sql(session.facts(), session.settings(), self._new)
-
-    def _give_back_the_rest(self) -> None:
-        """Settings whose values the manifest withholds stand in the globals, under the old name."""
-        if self._target.name == self._manifest.source.dbname:
-            with connected(self._target.address) as session:
-                give_properties(session, self._roles)
-
-    def _drop_what_was_built(self) -> None:
-        with suppress(BackupDagError):  # the next restore finds it by its mark
-            if any(made.name == self._new for made in self._target.made("restoring")):
-                self._target.drop(self._new)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

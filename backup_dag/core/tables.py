@@ -14,12 +14,13 @@ from typing import Self
 from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import BackupNotFound, GuardRefused, IntegrityError
+from backup_dag.core.loading import LOADING, loading_clients
 from backup_dag.core.manifest import Manifest, Table
 from backup_dag.core.plan import facts_for
 from backup_dag.core.postgres import Session, connected, literal, quoted
-from backup_dag.core.proof import Source, with_other_rows
-from backup_dag.core.reading import loading_clients
-from backup_dag.core.restore import LOADING, Restoration
+from backup_dag.core.proof import with_other_rows
+from backup_dag.core.reading import Source
+from backup_dag.core.restore import Restoration
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.dump import dumping, loading
 from backup_dag.core.stages.fingerprint import Fingerprint
@@ -193,7 +194,7 @@ def _other_rows(source: Source, aside: Address, differ: dict[str, str]) -> list[
     if not differ:
         return []
     with connected(aside) as session:
-        return with_other_rows(source, session, differ)
+        return with_other_rows(source, session, differ, now=differ)
 
 
 def _same(found: Table | None, promised: Table) -> bool:

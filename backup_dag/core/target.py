@@ -7,7 +7,7 @@ which PostgreSQL keeps and nothing reads), so that any host can find it, finish 
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -193,7 +193,7 @@ class Target:
         ending = [name for name in (self.name, new) if self.standing(name)]
         with connected(self.session.address) as other:
             began = time.monotonic()
-            with _sessions_ended(other, ending):
+            with sessions_ended(other, ending):
                 self._all_or_nothing(statements)
                 return time.monotonic() - began
 
@@ -215,10 +215,18 @@ class Target:
 
 
 @contextmanager
-def _sessions_ended(session: Session, databases: list[str]) -> Iterator[None]:
-    """While the block runs, every session in those databases is told to end, and those that come after."""
+def sessions_ended(session: Session, databases: list[str], but: Sequence[int] = ()) -> Iterator[None]:
+    """While the block runs, every session in those databases that we may end is told to, and those that
+    come after; but not the server processes named."""
     done, names = threading.Event(), ", ".join(map(literal, databases))
-    end_them = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})"
+    end_them = f"""
+        SELECT pg_terminate_backend(a.pid)
+        FROM pg_stat_activity a JOIN pg_roles theirs ON theirs.oid = a.usesysid, pg_roles ours
+        WHERE a.datname IN ({names}) AND ours.rolname = current_user AND a.backend_type = 'client backend'
+          AND (ours.rolsuper OR NOT theirs.rolsuper AND (pg_has_role(theirs.oid, 'USAGE')
+                                                         OR pg_has_role('pg_signal_backend', 'USAGE')))
+          AND NOT a.pid = ANY (ARRAY[{", ".join(map(str, but))}]::int[])
+    """
 
     def end() -> None:
         with suppress(DatabaseError):
@@ -237,9 +245,12 @@ def _sessions_ended(session: Session, databases: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def target_at(address: Address) -> Iterator[Target]:
-    """A target, seen from the server's `postgres` or `template1`. Raises DatabaseUnreachable."""
-    names = [name for name in _MAINTENANCE if name != address.dbname]
+def target_at(address: Address, *, or_itself: bool = False) -> Iterator[Target]:
+    """A target, seen from the server's `postgres` or `template1`. Raises DatabaseUnreachable.
+
+    With `or_itself`, where neither can be reached, from itself: then it cannot be renamed.
+    """
+    names = [name for name in _MAINTENANCE if name != address.dbname] + [address.dbname] * or_itself
     for name in names:
         try:
             opened = connected(address.at(name))
@@ -279,3 +290,34 @@ def rights(target: Target, owner: str | None) -> dict[str, Any]:
         FROM pg_roles WHERE rolname = current_user
         """
     )
+
+
+def in_the_way_in_place(target: Target) -> dict[str, Any]:
+    """What a database holds that one transaction may not be able to drop: subscriptions, owners whose
+    objects our role may not drop, and how many relations there are for how many locks."""
+    owned = " UNION ".join(
+        f"SELECT {column} AS owner FROM {catalog} WHERE oid >= 16384"
+        for catalog, column in (
+            ("pg_class", "relowner"),
+            ("pg_proc", "proowner"),
+            ("pg_type", "typowner"),
+            ("pg_namespace", "nspowner"),
+            ("pg_extension", "extowner"),
+            ("pg_event_trigger", "evtowner"),
+        )
+    )
+    with connected(target.address) as session:
+        return session.row(
+            f"""
+            SELECT (SELECT count(*) FROM pg_subscription
+                    WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
+                   AS subscriptions,
+                   (SELECT array_agg(rolname::text ORDER BY rolname)
+                    FROM (SELECT DISTINCT owner FROM ({owned}) o WHERE NOT pg_has_role(owner, 'USAGE')) w
+                    JOIN pg_roles r ON r.oid = owner) AS owners,
+                   (SELECT count(*) FROM pg_class WHERE oid >= 16384) AS relations,
+                   (SELECT current_setting('max_locks_per_transaction')::int
+                           * (current_setting('max_connections')::int
+                              + current_setting('max_prepared_transactions')::int)) AS locks
+            """
+        )

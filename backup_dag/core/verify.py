@@ -42,12 +42,14 @@ def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | N
         raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
     began = time.monotonic()
     faults = [copy.fault] if copy.fault else _faults(settings, copy.store, copy.manifest, level, observer)
+    return made_check(level, time.monotonic() - began, faults)
+
+
+def made_check(level: Level, seconds: float, faults: list[str]) -> Check:
+    """A check that has just been made, and took so many seconds."""
+    made_by = f"backup-dag {__version__}"
     return Check(
-        level=level,
-        time=datetime.now(UTC),
-        seconds=round(time.monotonic() - began, 3),
-        made_by=f"backup-dag {__version__}",
-        faults=faults,
+        level=level, time=datetime.now(UTC), seconds=round(seconds, 3), made_by=made_by, faults=faults
     )
 
 

@@ -48,9 +48,10 @@ class RestoreConfig(Config):
     )
     database: str = Field(default="", description="Whose backup, where there are backups of several.")
     target_database: str = Field(default="", description="Where to. Empty: where the backup came from.")
-    mode: Literal["swap", "new"] = Field(
+    mode: Literal["swap", "new", "in-place"] = Field(
         default="swap",
-        description="swap: into the target's place, the old one kept; new: into a new database.",
+        description="swap: into the target's place, the old one kept; new: into a new database; in-place:"
+        " where none may be made, within one transaction.",
     )
     safety_backup: bool = Field(default=True, description="Back up the target as it is first.")
 

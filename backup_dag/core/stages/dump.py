@@ -1,6 +1,9 @@
 """The dump, both ways: pg_dump as a stream to read, psql and pg_restore to load it again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import io
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +154,102 @@ def loading(
                 f"loading {address} failed: psql ended before the text did", hint="verify the backup"
             ) from broken
         child.wait()
+
+
+class Conversation:
+    """A psql that runs what is written to it, and can be asked what a statement puts out."""
+
+    def __init__(self, child: process.Child, explain: Callable[[process.ChildFailed], Exception]) -> None:
+        self._child, self._explain = child, explain
+        token = secrets.token_hex(16)
+        self._begin, self._end = f"{token}:begin".encode(), f"{token}:end".encode()
+        self._sink: Writer | None = None  # while an answer is being put out
+        self._open = False
+        self._held = b""
+        self._answered = threading.Event()
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def write(self, text: bytes) -> None:
+        """Text to run. What it puts out is passed over. Raises as `ask` does."""
+        try:
+            self._child.write(text)
+        except process.ChildFailed as failed:
+            raise self._explain(failed) from failed
+
+    def ask(self, statement: bytes, sink: Writer) -> None:
+        """Runs one statement, after all that was written before it; what it puts out goes to `sink`.
+
+        Raises DatabaseError where psql has ended: a statement failed, this one or an earlier one.
+        """
+        self._answered.clear()
+        self._sink = sink
+        try:
+            self._child.write(
+                b"SELECT '" + self._begin + b"';\n" + statement + b";\nSELECT '" + self._end + b"';\n"
+            )
+            self._child.flush()
+            self._answered.wait()
+            if self._failure is not None:
+                raise self._failure
+        except process.ChildFailed as failed:
+            raise self._explain(failed) from failed
+
+    def answer(self, statement: bytes) -> list[str]:
+        """The lines that one statement puts out. Raises as `ask` does."""
+        said = io.BytesIO()
+        self.ask(statement, said)
+        return said.getvalue().decode(errors="backslashreplace").splitlines()
+
+    def copy_out(self, statement: bytes, sink: Writer, encoding: str) -> None:
+        """Runs a COPY … TO STDOUT in that encoding. Raises as `ask` does."""
+        self.write(f"SET client_encoding TO {literal(encoding)};\n".encode())
+        self.ask(statement, sink)
+
+    def _listen(self) -> None:
+        try:
+            while block := self._child.read():
+                self._hear(block)
+            self._failure = self._failure or EOFError("psql ended before it was told to")
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._answered.set()
+
+    def _hear(self, block: bytes) -> None:
+        """Hands on what stands between the marks, which may be cut in two by a block's end."""
+        self._held += block
+        while True:
+            mark = (self._end if self._open else self._begin) + b"\n"
+            at = self._held.find(mark)
+            upto = at if at >= 0 else max(0, len(self._held) - len(mark))
+            if self._open and self._sink is not None and upto:
+                self._sink.write(self._held[:upto])
+            if at < 0:
+                self._held = self._held[upto:]
+                return
+            self._held, self._open = self._held[at + len(mark) :], not self._open
+            if not self._open:
+                self._answered.set()
+
+
+@contextmanager
+def conversing(address: Address, clients: Clients, parameters: Mapping[str, str]) -> Iterator[Conversation]:
+    """psql, to write to and to ask. The first error ends it; leaving the block ends it, and what it had
+    not committed is undone by the server.
+
+    Raises:
+        DatabaseError: a statement failed; psql's last words are in the message.
+    """
+    argv: process.Argv = [
+        clients.program("psql"),
+        f"--dbname={address.for_argv()}",
+        *("--no-psqlrc", "--quiet", "--no-password", "--tuples-only", "--no-align", "--file=-"),
+        *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
+    ]
+    doing = "restoring into"
+    with _client(doing, address, argv, stdin=process.PIPE, parameters=parameters) as child:
+        yield Conversation(child, lambda failed: _failure(doing, address, failed))
 
 
 def load_archive(

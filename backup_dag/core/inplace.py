@@ -1,0 +1,106 @@
+"""The restore for servers that forbid new databases: in one transaction, all of it or nothing.
+
+The transaction empties the database, loads the backup and compares what it loaded; then it commits, or
+nothing has happened. Sessions that come meanwhile wait, and find the old content or the new. What is
+dropped is gone with the commit: the safety backup is what remains of it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from backup_dag.core.emptying import emptying, what_is_left
+from backup_dag.core.errors import DatabaseError, IntegrityError
+from backup_dag.core.loading import LOADING, load_text, loading_clients
+from backup_dag.core.postgres import connected
+from backup_dag.core.proof import Proof, prove
+from backup_dag.core.reading import Source
+from backup_dag.core.stages.dump import Conversation, conversing
+from backup_dag.core.stages.fingerprint import Fingerprint
+from backup_dag.core.stream import Observer, Writer
+from backup_dag.core.target import Target, sessions_ended
+from backup_dag.core.way import Done, Stopwatch
+from backup_dag.core.within import LargeObjectsRead, prove_within
+
+
+class InPlace:
+    """Build, prove, finish, in this order; `close` rolls back what was not finished."""
+
+    def __init__(self, source: Source, target: Target, took: Stopwatch) -> None:
+        self._source, self._target, self._took = source, target, took
+        self._stack = ExitStack()
+        self._objects = LargeObjectsRead()
+
+    def build(self, observer: Observer | None) -> str:
+        """Empties the database and loads the backup, in a transaction that stays open."""
+        manifest, target = self._source.manifest, self._target
+        clients = loading_clients(self._source.settings, manifest, target.session.server_major)
+        self._psql = self._stack.enter_context(conversing(target.address, clients, LOADING))
+        self._psql.write(b"BEGIN;\n")
+        with self._took("empty"), self._others_ended():
+            self._began = time.monotonic()
+            self._psql.write(emptying())
+            left = self._psql.answer(what_is_left())
+        if left:
+            raise DatabaseError(
+                f"{target.address} could not be emptied: {', '.join(left[:10])} would have stayed",
+                hint="nothing was changed; drop these yourself, or restore into a new database",
+            )
+        self._psql.write(b"SET LOCAL lock_timeout = 0;\n")
+        with self._took("load"):
+            load_text(self._source, self._noting_large_objects(), observer)
+        with self._took("analyze"):
+            self._psql.answer(b"ANALYZE")
+        return f"{target.name}, in a transaction that is still open"
+
+    def prove(self, observer: Observer | None) -> Proof:
+        """Compares rows, sequences and large objects, as the open transaction sees them."""
+        return prove_within(self._source, self._psql, self._objects, observer)
+
+    def finish(self) -> Done:
+        """Commits; then the schema is compared as well, which only others can dump.
+
+        Raises:
+            DatabaseError: the server did not commit. Nothing has changed then.
+            IntegrityError: the schema is not what was backed up; the rows are.
+        """
+        self._psql.answer(b"COMMIT")
+        window = time.monotonic() - self._began
+        proof = prove(self._source, self._target.address)
+        if not proof.holds:
+            raise IntegrityError(
+                f"all rows are back in {self._target.address}, but not all else is as it was backed up:"
+                f" {'; '.join(proof.faults)}",
+                hint="what was there before is in the safety backup (backup-dag list)",
+            )
+        return Done(None, window)
+
+    def close(self) -> None:
+        """Rolls back, unless it has been committed."""
+        self._stack.close()
+
+    @contextmanager
+    def _others_ended(self) -> Iterator[None]:
+        """Whoever is connected is told to end, and those that come after, until all locks are ours."""
+        [ours] = self._psql.answer(b"SELECT pg_catalog.pg_backend_pid()")
+        session = self._target.session
+        theirs = session.row("SELECT pg_backend_pid() AS pid")["pid"]
+        with connected(session.address) as other:
+            watching = other.row("SELECT pg_backend_pid() AS pid")["pid"]
+            with sessions_ended(other, [self._target.name], but=[int(ours), theirs, watching]):
+                yield
+
+    def _noting_large_objects(self) -> Writer:
+        """psql; and where there are large objects, whoever reads them along."""
+        if not self._source.manifest.content.large_objects.count:
+            return self._psql
+        return _Both(self._psql, Fingerprint(objects=self._objects))
+
+
+class _Both:
+    def __init__(self, first: Conversation, second: Writer) -> None:
+        self._first, self._second = first, second
+
+    def write(self, data: bytes) -> None:
+        self._first.write(data)
+        self._second.write(data)

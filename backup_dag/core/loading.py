@@ -1,0 +1,68 @@
+"""A stored backup into a database: by psql as it streams, or by pg_restore from a private file.
+
+Each reading of the artifact is held to the manifest once more: what lies in a bucket may change.
+"""
+
+from pathlib import Path
+
+from backup_dag.core.address import Address
+from backup_dag.core.clients import Clients, find_clients
+from backup_dag.core.manifest import Manifest, major
+from backup_dag.core.reading import Source, dump_text, read_back
+from backup_dag.core.settings import Settings
+from backup_dag.core.stages.checksum import compare
+from backup_dag.core.stages.dump import load_archive, loading
+from backup_dag.core.stream import Hashing, Meter, Observer, Writer
+from backup_dag.core.work import new_file, work_directory
+
+_WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
+
+LOADING = {
+    "default_transaction_read_only": "off",
+    "synchronous_commit": "off",
+    "maintenance_work_mem": f"{_WORK_MEMORY}MB",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""For the loading sessions alone: a crash while loading costs nothing, since nobody uses the database yet."""
+
+
+def loading_clients(settings: Settings, manifest: Manifest, server_major: int) -> Clients:
+    """The client tools that can read this backup and talk to that server. Raises ConfigurationError."""
+    return find_clients(max(server_major, major(manifest.dump.client_version)), settings.pg_bin_dir)
+
+
+def load(source: Source, address: Address, clients: Clients, observer: Observer | None = None) -> None:
+    """Loads a backup into an empty database.
+
+    Raises:
+        DatabaseError: a statement failed. IntegrityError: the copy is not what its manifest promises.
+        DiskError: no room for the archive, of a backup of format custom.
+    """
+    settings, manifest = source.settings, source.manifest
+    with work_directory(settings.backup_dir) as work:
+        if manifest.dump.format == "sql":
+            with loading(address, clients, LOADING) as psql:
+                _read_dump(source, psql, work, observer)
+            return
+        archive = work / "archive"
+        with new_file(archive) as file:
+            _read_dump(source, file, work, observer)
+        load_archive(archive, address, clients, LOADING, jobs=settings.backup_restore_jobs)
+
+
+def load_text(source: Source, psql: Writer, observer: Observer | None = None) -> None:
+    """Pushes a backup's SQL text, of whatever format, into a psql that runs already. Raises as `load`."""
+    with (
+        work_directory(source.settings.backup_dir) as work,
+        dump_text(source.settings, source.manifest, psql) as text,
+    ):
+        _read_dump(source, text, work, observer)
+
+
+def _read_dump(source: Source, sink: Writer, work: Path, observer: Observer | None) -> None:
+    manifest = source.manifest
+    plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=sink))
+    read_back(source.store, manifest.artifact, plain, source.key, work)
+    compare(f"the dump in {source.store.address(manifest.artifact.name)}", manifest.dump, plain.seen())
