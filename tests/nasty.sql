@@ -21,6 +21,23 @@ INSERT INTO every_type VALUES (DEFAULT, 1, 2, 3.5, 0.1, 1e300, 4.20, 'vär', 'ch
     '{{a,"b,"},{"",NULL}}', 'it''s ok', '(1,"x,y")', 7, '[1,5)', '["2026-01-01","2026-02-01")',
     '{[1,3),[5,7)}', 'name', 42, 'pg_class', '0/16B3748', 'z');
 INSERT INTO every_type (i) VALUES (NULL), (''), ('\.'), (E'\\.'), ('NaN'), (repeat('x', 100000));
+SELECT format('CREATE TABLE all_types_there_are (%s)',
+              string_agg(format('%I %s', 'c' || t.oid, t.oid::regtype), ', ' ORDER BY t.oid))
+FROM pg_type t
+WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typtype IN ('b', 'r', 'm')
+  AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid)
+  AND t.typname !~ '^pg_(node_tree|ndistinct|dependencies|mcv_list|brin_|ddl_command)' AND t.typname <> 'aclitem'
+\gexec
+SELECT format('INSERT INTO all_types_there_are (%I) VALUES (%L)', 'c' || v.type::regtype::oid, v.value)
+FROM (VALUES ('xid', '7'), ('cid', '8'), ('tid', '(1,2)'), ('int2vector', '1 2'), ('oidvector', '3 4'),
+             ('regproc', 'now'), ('regprocedure', 'abs(int)'), ('regoper', 'pg_catalog.||/'),
+             ('regtype', 'int4'), ('regrole', 'postgres'), ('regnamespace', 'public'), ('refcursor', 'c'),
+             ('txid_snapshot', '10:20:10,14'), ('pg_snapshot', '10:20:10,14'), ('xid8', '9'),
+             ('numrange', '[1.5,2.5)'), ('tsrange', 'empty'), ('daterange', '[2026-01-01,)'),
+             ('int8range', '(,)'), ('nummultirange', '{}'), ('datemultirange', '{[2026-01-01,2026-02-01)}'),
+             ('regconfig', 'simple'), ('regcollation', '"C"'), ('float4', '-0'), ('timestamptz', '-infinity'),
+             ('money', '-1'), ('numeric', 'NaN'), ('jsonpath', '$."a b"')) v (type, value)
+\gexec
 CREATE TABLE "Wéird ""Schema"""."täble; DROP" ("sélect" int, "a ""b""" text);
 INSERT INTO "Wéird ""Schema"""."täble; DROP" SELECT n, 'ß' || n FROM generate_series(1, 50) n;
 CREATE TABLE no_columns ();

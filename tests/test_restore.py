@@ -363,6 +363,24 @@ def test_everything_lost_but_the_bucket_and_the_passphrase(
         assert made_by_restores(new, "all_lost") == []
 
 
+def test_five_thousand_tables_come_back(postgres: Postgres, terminal: MakeTerminal, here: Here) -> None:
+    url = make_database(postgres)
+    for start in range(0, 5000, 1000):
+        run_sql(
+            url,
+            f"DO $$ BEGIN FOR n IN {start} .. {start + 999} LOOP EXECUTE format("
+            "'CREATE TABLE t%s AS SELECT %s AS n, now()::text AS what', n, n); END LOOP; END $$",
+        )
+    ours, before = terminal(url), dump_of(postgres, url)
+    manifest = backed_up(here, ours)
+    assert len(manifest.content.tables) == 5000
+    run_sql(url, "DROP TABLE t7, t4999", "UPDATE t42 SET n = 0")
+    done(here(ours, "restore", "--force", "--no-safety-backup"))
+    assert dump_of(postgres, url) == before
+    for each in [*made_by_restores(postgres, name_of(url)), name_of(url)]:
+        run_sql(postgres.url(), f'DROP DATABASE "{each}" WITH (FORCE)')
+
+
 # --- One table back -----------------------------------------------------------------------------------
 
 
@@ -469,6 +487,49 @@ def test_a_missing_extension_and_an_open_prepared_transaction_are_found_first(
     refused = done(here(ours, "restore", "--force"), 8)
     assert "no_such_extension" in refused.stderr
     assert made_by_restores(postgres, name_of(shop)) == []
+
+
+def test_a_missing_role_that_we_may_not_make_is_found_first(
+    postgres: Postgres, shop: str, terminal: MakeTerminal, here: Here
+) -> None:
+    name = name_of(shop)
+    run_sql(
+        postgres.url(),
+        f"CREATE ROLE {name}_gone",
+        f"CREATE ROLE {name}_maker LOGIN CREATEDB IN ROLE pg_signal_backend, pg_read_all_data",
+        f"ALTER DATABASE {name} OWNER TO {name}_maker",
+    )
+    run_sql(shop, f"ALTER TABLE orders OWNER TO {name}_gone")
+    ours = terminal(shop)
+    backed_up(here, ours)
+    run_sql(shop, f"ALTER TABLE orders OWNER TO {name}_maker", f"DROP ROLE {name}_gone")
+    maker = shop.replace("postgres@", f"{name}_maker@")
+    plan = json.loads(done(here(ours, "restore", "--dry-run", "--json", DATABASE_URL=maker), 8).stdout)
+    assert plan["roles_lacking"] == [f"{name}_gone"]
+    refused = done(here(ours, "restore", "--force", "--no-safety-backup", DATABASE_URL=maker), 8)
+    assert f"create the roles {name}_gone" in refused.stderr
+    assert "CREATEROLE" in refused.stderr
+    assert (orders(shop), made_by_restores(postgres, name)) == (500, [])
+    done(here(ours, "restore", "--force", "--no-safety-backup"))
+    assert asked(shop, "SELECT tableowner FROM pg_tables WHERE tablename = 'orders'") == [(f"{name}_gone",)]
+
+
+def test_too_old_a_client_is_found_first(
+    servers: Mapping[int, Postgres], terminal: MakeTerminal, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup of PostgreSQL 18, on a machine that has only 16's programs (and 15's, if the system has)."""
+    old, new = servers[16], servers[18]
+    url = make_database(new)
+    run_sql(url, "CREATE TABLE orders AS SELECT n FROM generate_series(1, 9) n")
+    ours = terminal(url)
+    backed_up(here, ours)
+    only = {"PG_BIN_DIR": str(old.bin_dir), "PATH": f"{old.bin_dir}:/usr/bin:/bin"}
+    known = databases(new)
+    refused = here(ours, "restore", "--force", "--no-safety-backup", **only)
+    assert refused.returncode in (3, 8), refused.stderr
+    assert "18" in refused.stderr
+    assert (orders(url), databases(new)) == (9, known)
+    run_sql(new.url(), f"DROP DATABASE {name_of(url)} WITH (FORCE)")
 
 
 def test_nobody_is_there_to_confirm(postgres: Postgres, shop: str, terminal: MakeTerminal) -> None:

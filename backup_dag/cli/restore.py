@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from backup_dag import terminal
-from backup_dag.cli.group import EPILOG, as_json, cli, one_database
+from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database
 from backup_dag.core.address import Address
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.obstacles import Mode
-from backup_dag.core.plan import Wish, moment
+from backup_dag.core.plan import RestorePlan, Wish, moment
 from backup_dag.core.restore import Report, Restoration
 from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
 from backup_dag.core.settings import Settings, load
@@ -79,7 +79,7 @@ def restore(
     )
     with ExitStack() as bars, Restoration(settings, wish, lambda what: _bar(bars, what)) as restoration:
         restoration.fetch()
-        restoration.verify()
+        restoration.verify(to_its_end=dry_run)
         if tables:
             if dry_run:
                 raise click.UsageError("--table changes nothing that is there; there is no --dry-run of it")
@@ -97,7 +97,7 @@ def restore(
         if dry_run:
             if as_json:
                 terminal.document(plan.model_dump(mode="json"))
-            plan.check()
+            _end_where_refused(plan)
             return
         plan.check()
         if not force:
@@ -111,6 +111,14 @@ def restore(
         terminal.document(report.__dict__)
     else:
         _show_report(report)
+
+
+def _end_where_refused(plan: RestorePlan) -> None:
+    """The plan has been put out, refusals and all: what is left to say is the exit code."""
+    try:
+        plan.check()
+    except GuardRefused as refused:
+        raise Told(refused.exit_code, refused.message, hint=refused.hint) from None
 
 
 def _bar(bars: ExitStack, what: str) -> Observer:

@@ -48,7 +48,7 @@ class RestorePlan(_Document):
     reason: str
     partition_day: str
     proven: bool
-    checked: Check | None
+    checked: Check
     source: str
     artifact_bytes: int
     dump_bytes: int
@@ -80,14 +80,13 @@ class RestorePlan(_Document):
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
         age = self.made - self.snapshot_time
-        checked = f"read to its end in {self.checked.seconds:.1f} s" if self.checked else "not read yet"
-        proven = "proven by a drill" if self.proven else "never drilled"
+        proven = "proven by a restore" if self.proven else "never restored yet"
         local = self.snapshot_time.astimezone()
         said = [
             f"backup      {self.backup}",
             f"            holds the state of {self.snapshot_time:%Y-%m-%d %H:%M:%S} UTC"
             f" ({local:%Y-%m-%d %H:%M:%S %Z}), {_duration(age.total_seconds())} ago",
-            f"            made because: {self.reason}; {proven}; {checked}",
+            f"            made because: {self.reason}; {proven}; {self._checked()}",
             f"            {self.tables:,} tables, {self.rows:,} rows; {self.artifact_bytes:,} bytes,"
             f" {self.dump_bytes:,} of dump",
             f"            {self.source}",
@@ -110,6 +109,11 @@ class RestorePlan(_Document):
         if self.confirmation_code:
             said.append(f"code        {self.confirmation_code}  (good for {MINUTES} minutes)")
         return said
+
+    def _checked(self) -> str:
+        if self.checked.level == "checksum":
+            return f"the bytes that were read to their end before, compared in {self.checked.seconds:.1f} s"
+        return f"read to its end in {self.checked.seconds:.1f} s"
 
     def _target_now(self) -> str:
         if self.target_bytes is None:
@@ -207,7 +211,7 @@ def make_plan(
         made=datetime.now(UTC),
         reason=manifest.reason,
         partition_day=str(manifest.partition_day),
-        proven=False,  # by a drill, of which there are none yet
+        proven=backup.proven,
         checked=check,
         source=copy.store.address(manifest.artifact.name),
         artifact_bytes=manifest.artifact.bytes,
@@ -247,9 +251,9 @@ def _steps(
     steps = [
         step(
             "verify",
-            "read the backup to its end, as this plan has done",
+            "verify the copy once more, as this plan has done",
             check.seconds,
-            "this plan's reading",
+            "this plan's own",
         )
     ]
     if standing is not None and wish.mode != "new" and wish.safety_backup:

@@ -107,8 +107,9 @@ def restore_job(settings: Settings) -> JobDefinition:
 
     @op(ins=_AFTER, out=Out(Nothing), required_resource_keys={"ground"}, description="Read it to its end.")
     def verify(context: OpExecutionContext) -> None:
+        shared: Ground = context.resources.ground
         with in_dagsters_words():
-            context.resources.ground.restoration.verify()
+            shared.restoration.verify(to_its_end=shared.config.dry_run)
 
     @op(
         ins=_AFTER,
