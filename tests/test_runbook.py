@@ -74,6 +74,9 @@ def test_day_one_the_data_is_wrong(operator: Operator, shop: str, postgres: Post
     operator.does("day one: back")
     assert asked(shop, SUM) == good
     operator.does("day one: tidy up")
+    run_sql(shop, "UPDATE orders SET total = 0")
+    assert "every digest as promised" in operator.does("day one: where no database may be made")
+    assert asked(shop, SUM) == good
     assert made_by_restores(postgres, "runbook_shop") == []
     assert operator.left_out("day one") == set()
 

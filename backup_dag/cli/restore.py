@@ -186,6 +186,8 @@ def _show_report(report: Report) -> None:
             f" ({report.window_ms} ms without a database)"
         )
         terminal.show("          backup-dag restore --rollback puts it back, --drop-previous drops it")
+    elif report.window_ms is not None:
+        terminal.show(f"          others waited for {report.window_ms} ms, from the first drop to the commit")
     if report.roles_created:
         terminal.show(f"          roles created: {', '.join(report.roles_created)}")
     took = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
