@@ -2,16 +2,16 @@
 
 import traceback
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document, one_database
-from backup_dag.core.backup import order_for, take_backup
+from backup_dag.core.backup import Order, order_for, take_backup
 from backup_dag.core.catalog import open_stores
-from backup_dag.core.databases import Database, choose, configured
+from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
@@ -24,8 +24,9 @@ from backup_dag.core.store.local import LocalStore
 @click.option(
     "--partition", type=click.DateTime(["%Y-%m-%d"]), help="The day it counts for; today if left out."
 )
+@click.option("--allow-late-capture", is_flag=True, help="Even for a day that is long past; marked late.")
 @as_json
-def backup(database: str | None, partition: datetime | None, as_json: bool) -> None:
+def backup(database: str | None, partition: datetime | None, allow_late_capture: bool, as_json: bool) -> None:
     """Back up a database (all of them, if none is named), and copy it to the bucket."""
     settings = load()
     databases = configured(settings)
@@ -35,7 +36,9 @@ def backup(database: str | None, partition: datetime | None, as_json: bool) -> N
     for each in chosen:
         made = _Made()
         try:
-            _back_up(settings, each, partition.date() if partition else None, made, quiet=as_json)
+            day = partition.date() if partition else None
+            order = order_for(each, settings, day, allow_late=allow_late_capture)
+            _back_up(settings, order, made, quiet=as_json)
         except Exception as error:  # one database's trouble is not the others'
             failed[each.name] = ours = _in_our_words(error)
             if len(chosen) > 1:
@@ -77,9 +80,9 @@ class _Made:
         }
 
 
-def _back_up(settings: Settings, database: Database, day: date | None, made: _Made, *, quiet: bool) -> None:
+def _back_up(settings: Settings, order: Order, made: _Made, *, quiet: bool) -> None:
     """One backup and its copies; each is said as soon as it is true, unless quiet."""
-    order = order_for(database, settings, day)
+    database = order.database
     if order.reason == "late":
         terminal.say(f"late: this holds the state of now, and not that of {order.partition_day}")
     if settings.backup_encryption == "off":

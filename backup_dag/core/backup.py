@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from backup_dag import __version__
-from backup_dag.core import postgres
+from backup_dag.core import nights, postgres
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import DatabaseError, GuardRefused
@@ -56,21 +56,37 @@ class Order:
     reason: Reason
 
 
-def order_for(database: Database, settings: Settings, day: date | None, *, scheduled: bool = False) -> Order:
+def order_for(
+    database: Database,
+    settings: Settings,
+    day: date | None,
+    *,
+    scheduled: bool = False,
+    allow_late: bool = False,
+    now: datetime | None = None,
+) -> Order:
     """An order for a day (None: today, in the settings' zone).
 
     A backup made after its day has passed says so: what it holds is today's state, not that day's.
-    Raises GuardRefused for a day that has not come.
+    Raises GuardRefused for a day that has not come, and without `allow_late` for one that ended longer ago
+    than BACKUP_LATE_GRACE.
     """
-    today = datetime.now(settings.zone).date()
+    now = now or datetime.now(UTC)
+    today = nights.today(settings, now)
     if day is not None and day > today:
         raise GuardRefused(
             f"{day} has not come yet (today is {today} in {settings.backup_timezone})",
             hint="back up today's day, or see BACKUP_TIMEZONE",
         )
-    if day is not None and day < today:
-        return Order(database, day, "late")
-    return Order(database, day or today, "scheduled" if scheduled else "manual")
+    if day is None or not nights.is_late(settings, day, now):
+        return Order(database, day or today, "scheduled" if scheduled else "manual")
+    if not allow_late and not nights.can_still_be_captured(settings, day, now):
+        raise GuardRefused(
+            f"a logical backup of {day} cannot be made any more: it would hold the state of now",
+            hint="where that is what you want, say so (--allow-late-capture, or allow_late_capture: true in"
+            " Dagster), and it will be marked late; a backup of that day may lie in another store",
+        )
+    return Order(database, day, "late")
 
 
 def take_backup(settings: Settings, order: Order, observer: Observer | None = None) -> Manifest:

@@ -1,0 +1,94 @@
+"""Which backup is due when: the nights, in the settings' zone, and which of them went without one.
+
+Pure: it is handed the clock and the days that have a backup. A day is the calendar's in that zone, 23 to
+25 hours long; its backup is due at BACKUP_TIME, and after its end one made for it is late: what it holds is
+the state of when it was made.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from backup_dag.core.settings import Settings
+
+WINDOW = timedelta(hours=6)
+"""For how long after it was due a scheduled backup counts as the night's."""
+
+PATIENCE = timedelta(hours=1)
+"""How long after it was due a backup is looked for before it counts as missed: a run takes its time."""
+
+SLACK = timedelta(hours=2)
+"""By how much a backup may be older than the RPO: one a night is a day and its own length apart, and an hour
+more where clocks are put back."""
+
+LOOK_BACK = timedelta(days=7)
+"""How far back days without a backup are looked for."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One day's backup: when it is due, and when the day ends. Both in UTC."""
+
+    day: date
+    due: datetime
+    ends: datetime
+
+    def reason_outside(self, snapshot: datetime) -> str:
+        """Why a snapshot is not this night's, in words; "" where it lies in its window."""
+        if snapshot < self.due:
+            return f"{_length(self.due - snapshot)} before it was due"
+        if snapshot >= self.ends:
+            return f"{_length(snapshot - self.ends)} after its day had ended"
+        if snapshot > self.due + WINDOW:
+            return f"{_length(snapshot - self.due)} after it was due"
+        return ""
+
+
+def night(settings: Settings, day: date) -> Night:
+    """A day's night. A time that a clock change leaves out is taken an hour later, as a cron does; of one
+    that comes twice, the first."""
+    due = datetime.combine(day, settings.backup_time, settings.zone)
+    ends = datetime.combine(day + timedelta(days=1), time(), settings.zone)
+    return Night(day, due.astimezone(UTC), ends.astimezone(UTC))
+
+
+def today(settings: Settings, now: datetime) -> date:
+    return now.astimezone(settings.zone).date()
+
+
+def is_late(settings: Settings, day: date, now: datetime) -> bool:
+    """Whether a backup made now for that day holds another day's state."""
+    return now >= night(settings, day).ends
+
+
+def can_still_be_captured(settings: Settings, day: date, now: datetime) -> bool:
+    """Whether a backup of now still means something for that day: up to BACKUP_LATE_GRACE after its end."""
+    return now < night(settings, day).ends + settings.backup_late_grace
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Days without a backup, oldest first: those that can still be captured, and those that cannot."""
+
+    to_capture: tuple[date, ...]
+    lost: tuple[date, ...]
+
+
+def missed(settings: Settings, captured: Collection[date], now: datetime) -> Missed:
+    """Which days went without a backup, looking back a week, and no further than the first that has one.
+
+    Where nothing was ever captured, nothing has been missed: the first night is still to come.
+    """
+    if not captured:
+        return Missed((), ())
+    last = today(settings, now)
+    first = max(min(captured), last - LOOK_BACK, settings.backup_start_date)
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    without = [day for day in days if day not in captured and now >= night(settings, day).due + PATIENCE]
+    can = [day for day in without if can_still_be_captured(settings, day, now)]
+    return Missed(tuple(can), tuple(day for day in without if day not in can))
+
+
+def _length(length: timedelta) -> str:
+    minutes = int(length.total_seconds() // 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
