@@ -189,6 +189,14 @@ class Catalog:
             if not usable or any(not copy.fault for copy in found.copies):
                 yield found
 
+    def nights(self, database: str) -> Iterator[Backup]:
+        """The backups that count for their day, the newest first, loaded as they are asked for; those that
+        cannot be used among them, where it can be known of what day they are."""
+        for backup in self.newest_first(database, usable=False):
+            manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+            if manifest is not None and manifest.is_of_a_night:
+                yield backup
+
 
 def open_stores(settings: Settings, s3_client: Any = None) -> list[Store]:
     """The local folder, then S3 where a bucket is set."""

@@ -17,6 +17,7 @@ from backup_dag.core.errors import ConfigurationError, IntegrityError
 
 SCHEMA_VERSION = 1
 Reason = Literal["scheduled", "manual", "late", "pre_restore", "drill"]
+_NO_NIGHT = ("pre_restore", "drill")
 
 _ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
 _STAMP = "%Y%m%d_%H%M%S"
@@ -213,6 +214,11 @@ class Manifest(_Document):
     @property
     def id(self) -> BackupId:
         return BackupId(self.database, self.backup.removeprefix(f"backup_{self.database}_"))
+
+    @property
+    def is_of_a_night(self) -> bool:
+        """Whether it counts for its day. What a restore was to undo does not, nor does a drill's."""
+        return self.reason not in _NO_NIGHT
 
     @property
     def files(self) -> list[File]:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
 from statistics import median
 
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 
 NIGHTS = 7
 """With how many backups before it one is compared: with their median, so that one odd night is none."""
-
-NO_NIGHT = ("pre_restore", "drill")
-"""Reasons of backups that are not a night's: they hold what a restore was to undo, or a copy."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,17 @@ def changes(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) 
     ]
 
 
+def gap(manifest: Manifest, before: Sequence[Manifest]) -> timedelta | None:
+    """The time from the backup before to this one's snapshot. None where it is the first."""
+    earlier = [each.snapshot_time for each in before if each.snapshot_time < manifest.snapshot_time]
+    return manifest.snapshot_time - max(earlier) if earlier else None
+
+
 def nights_before(catalog: Catalog, manifest: Manifest, most: int = NIGHTS) -> list[Manifest]:
-    """The manifests of the nights before a backup, the newest first. Reads so many manifests and no more."""
-    found: list[Manifest] = []
-    for backup in catalog.survey(manifest.database).ids:
-        if len(found) == most:
-            break
-        if backup < manifest.id and (earlier := _of_a_night(catalog.load(backup))):
-            found.append(earlier)
-    return found
-
-
-def _of_a_night(backup: Backup) -> Manifest | None:
-    for copy in backup.copies:
-        if copy.good and copy.manifest is not None and copy.manifest.reason not in NO_NIGHT:
-            return copy.manifest
-    return None
+    """The manifests of the good nights before a backup, the newest first. Reads few more than that."""
+    earlier = (
+        backup.manifest
+        for backup in catalog.nights(manifest.database)
+        if backup.good and backup.id < manifest.id
+    )
+    return list(islice(earlier, most))

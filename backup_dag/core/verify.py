@@ -4,11 +4,12 @@ The result is recorded beside the copy, good or bad; the artifact is never touch
 """
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from backup_dag import __version__
-from backup_dag.core.catalog import Copy, verification
-from backup_dag.core.errors import BackupNotFound, IntegrityError
+from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores, verification
+from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
 from backup_dag.core.key import decryption_key
 from backup_dag.core.manifest import (
     CHECKSUM,
@@ -24,6 +25,7 @@ from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import checksum_file, compare
 from backup_dag.core.stages.fingerprint import Fingerprint, differences
 from backup_dag.core.store.base import Store
+from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
 
@@ -51,6 +53,49 @@ def made_check(level: Level, seconds: float, faults: list[str]) -> Check:
     return Check(
         level=level, time=datetime.now(UTC), seconds=round(seconds, 3), made_by=made_by, faults=faults
     )
+
+
+def verify_latest(
+    settings: Settings, database: str, observer: Observer | None = None
+) -> tuple[Backup, Copy, Check]:
+    """Reads a database's latest backup to its end, off-site where there is a bucket, and records the outcome.
+
+    Raises:
+        BackupNotFound: there is none, or the bucket lacks it. Otherwise as `examine`.
+    """
+    for backup in Catalog(open_stores(settings)).nights(database):
+        wanted = "s3" if settings.aws_s3_bucket else "local"
+        for copy in backup.copies:
+            if copy.store.label == wanted:
+                return backup, copy, _recorded(settings, copy, "content", observer)
+        raise BackupNotFound(
+            f"{backup.id}, the latest, is not in the bucket",
+            hint="materialize s3_copy of its day, or run backup-dag backup, which makes up for it",
+        )
+    raise BackupNotFound(f"there is no backup of {database}", hint="make one: backup-dag backup")
+
+
+def check_day(settings: Settings, database: str, day: str | None) -> tuple[Backup, Copy, Check]:
+    """Compares every byte of a day's local backup with its manifest, and records the outcome.
+
+    `day` is YYYY-MM-DD; None: the latest. Raises BackupNotFound where that day has none.
+    """
+    for backup in Catalog([LocalStore(settings.backup_dir)]).nights(database):
+        if day in (None, str(backup.manifest.partition_day)):
+            [copy] = backup.copies
+            return backup, copy, _recorded(settings, copy, "checksum", None)
+    raise BackupNotFound(
+        f"there is no backup of {database} for {day} in {settings.backup_dir}",
+        hint="make one: backup-dag backup",
+    )
+
+
+def _recorded(settings: Settings, copy: Copy, level: Level, observer: Observer | None) -> Check:
+    check = examine(settings, copy, level, observer)
+    if copy.manifest is not None:
+        with suppress(BackupDagError):  # read only: the verdict stands all the same
+            record(copy.store, copy.manifest, check)
+    return check
 
 
 def _faults(

@@ -9,30 +9,55 @@ from collections.abc import Iterator
 from datetime import date
 
 from dagster import (
+    AssetCheckResult,
+    AssetCheckSpec,
     AssetExecutionContext,
     AssetKey,
     AssetObservation,
     AssetsDefinition,
     AssetSpec,
     Backoff,
+    Config,
     DailyPartitionsDefinition,
     DataVersion,
+    FreshnessPolicy,
     MaterializeResult,
     RetryPolicy,
     asset,
     multi_asset,
 )
 from dagster_aws.s3 import S3Resource
+from pydantic import Field
 
 from backup_dag.core.backup import order_for, take_backup
+from backup_dag.core.catalog import Catalog
 from backup_dag.core.databases import Database
 from backup_dag.core.manifest import Manifest
+from backup_dag.core.nights import SLACK
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, client_from
-from backup_dag.defs import metadata
+from backup_dag.core.usual import nights_before
+from backup_dag.defs import checks, metadata
 from backup_dag.defs.words import in_dagsters_words, progress
+
+MISSED = "backup_dag/missed"
+"""The tag of runs that the sensor asks for, of nights that no schedule's run made a backup for."""
+
+
+class BackupConfig(Config):
+    """What a backup is launched with."""
+
+    allow_late_capture: bool = Field(
+        default=False,
+        description="Back up a day that is long past: it will hold the state of now, and say so (late).",
+    )
+
+
+def freshness(settings: Settings) -> FreshnessPolicy:
+    """The badge alone: it looks at the asset, so a backfill of an old day turns it green. Alerts do not."""
+    return FreshnessPolicy.time_window(fail_window=settings.backup_rpo + SLACK)
 
 
 def lineage(settings: Settings, database: Database) -> list[AssetsDefinition | AssetSpec]:
@@ -61,21 +86,32 @@ def backup(settings: Settings, database: Database, days: DailyPartitionsDefiniti
     @multi_asset(
         name=f"{database.name}_back_up",
         specs=_specs(settings, database, days),
+        check_specs=checks.specs_of_the_dump(database),
         can_subset=False,
         description="One pass: pg_dump → gzip → gpg → SHA-256. Plain text never touches the disk.",
     )
-    def back_up(context: AssetExecutionContext) -> Iterator[MaterializeResult[None]]:
-        scheduled = "dagster/schedule_name" in context.run.tags
+    def back_up(
+        context: AssetExecutionContext, config: BackupConfig
+    ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+        scheduled = not {"dagster/schedule_name", MISSED}.isdisjoint(context.run.tags)
         day = date.fromisoformat(context.partition_key)
-        order = order_for(database, settings, day, scheduled=scheduled)
         with in_dagsters_words():
+            order = order_for(
+                database, settings, day, scheduled=scheduled, allow_late=config.allow_late_capture
+            )
             made = take_backup(settings, order, progress(context, "dumped"))
+            before = nights_before(Catalog([LocalStore(settings.backup_dir)]), made)
         for warning in made.warnings:
             context.log.warning(warning)
         context.log_event(
             AssetObservation(AssetKey([database.name, "database"]), metadata=metadata.of_database(made))
         )
-        yield from _materialized(database, made, settings)
+        for name, (version, values) in said_of(made, settings).items():
+            yield MaterializeResult(
+                asset_key=AssetKey([database.name, name]), metadata=values, data_version=version
+            )
+        for verdict in checks.verdicts_on_the_dump(settings, made, before):
+            yield verdict.result()
 
     return back_up
 
@@ -101,25 +137,21 @@ def _specs(settings: Settings, database: Database, days: DailyPartitionsDefiniti
             kinds={kind},
             owners=[settings.backup_owner],
             partitions_def=days,
+            freshness_policy=freshness(settings) if name == "checksum" else None,
         )
         for before, (name, (kind, text)) in zip(upstream, described.items(), strict=False)
     ]
 
 
-def _materialized(
-    database: Database, made: Manifest, settings: Settings
-) -> Iterator[MaterializeResult[None]]:
+def said_of(made: Manifest, settings: Settings) -> dict[str, tuple[DataVersion, metadata.Values]]:
+    """What each of the first four assets is of a backup: its version, and its metadata."""
     content, artifact = DataVersion(made.content.sha256), DataVersion(made.artifact.sha256)
-    said = {
+    return {
         "raw_dump": (content, metadata.of_dump(made)),
         "compressed_artifact": (content, metadata.of_compressed(made)),
         "encrypted_artifact": (artifact, metadata.of_encrypted(made, settings.backup_dir)),
         "checksum": (artifact, metadata.of_checksum(made, settings.backup_dir)),
     }
-    for name, (version, values) in said.items():
-        yield MaterializeResult(
-            asset_key=AssetKey([database.name, name]), metadata=values, data_version=version
-        )
 
 
 def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinition) -> AssetsDefinition:
@@ -133,18 +165,30 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
         kinds={"s3"},
         owners=[settings.backup_owner],
         partitions_def=days,
+        freshness_policy=freshness(settings),
+        check_specs=[
+            AssetCheckSpec(
+                checks.COPY,
+                asset=AssetKey([database.name, "s3_copy"]),
+                description="The bucket holds every file of it, of the size promised, and the same manifest.",
+            )
+        ],
         retry_policy=RetryPolicy(
             max_retries=settings.backup_s3_retries,
             delay=settings.backup_s3_retry_seconds,
             backoff=Backoff.EXPONENTIAL,
         ),
     )
-    def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult[None]:
+    def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it by this name alone
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
         with in_dagsters_words():
             local, bucket = LocalStore(settings.backup_dir), S3Store(client_from(s3.get_client), settings)
             newest, *_ = copy_offsite(local, bucket, database.name, day, progress(context, "uploaded"))
-        values = metadata.of_copy(newest, time.monotonic() - began)
-        return MaterializeResult(metadata=values, data_version=DataVersion(newest.manifest.artifact.sha256))
+            copies = Catalog([bucket]).load(newest.manifest.id).copies
+        return MaterializeResult(
+            metadata=metadata.of_copy(newest, time.monotonic() - began),
+            data_version=DataVersion(newest.manifest.artifact.sha256),
+            check_results=[checks.verdict_on_the_copy(newest.manifest, next(iter(copies), None)).result()],
+        )
 
     return copy

@@ -1,13 +1,15 @@
 """Settings → one lineage for each database → Definitions."""
 
-from dagster import Definitions, in_process_executor
+from dagster import AssetChecksDefinition, Definitions, in_process_executor
 from dagster_aws.s3 import S3Resource
 
-from backup_dag.core.databases import configured
+from backup_dag.core.databases import Database, configured
 from backup_dag.core.settings import Settings
 from backup_dag.defs.assets import lineage
-from backup_dag.defs.jobs import backup_job
+from backup_dag.defs.checks import checksum_matches, content_verified
+from backup_dag.defs.jobs import backup_job, verify_job
 from backup_dag.defs.restoring import restore_job
+from backup_dag.defs.schedules import nightly_backup, nightly_verification
 
 
 def code_location(settings: Settings) -> Definitions:
@@ -15,7 +17,16 @@ def code_location(settings: Settings) -> Definitions:
     databases = configured(settings)
     return Definitions(
         assets=[asset for database in databases for asset in lineage(settings, database)],
-        jobs=[*(backup_job(database) for database in databases), restore_job(settings)],
+        asset_checks=[check for database in databases for check in checks_of(settings, database)],
+        jobs=[
+            *(backup_job(settings, database) for database in databases),
+            *(verify_job(settings, database) for database in databases),
+            restore_job(settings),
+        ],
+        schedules=[
+            *(nightly_backup(settings, database) for database in databases),
+            *(nightly_verification(settings, database) for database in databases),
+        ],
         resources={
             "s3": S3Resource(
                 region_name=settings.aws_default_region, endpoint_url=settings.aws_endpoint_url_s3
@@ -23,3 +34,8 @@ def code_location(settings: Settings) -> Definitions:
         },
         executor=in_process_executor,
     )
+
+
+def checks_of(settings: Settings, database: Database) -> list[AssetChecksDefinition]:
+    """The checks of a database that are steps of their own."""
+    return [checksum_matches(settings, database), content_verified(settings, database)]

@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dagster import AssetExecutionContext, Failure, MetadataValue, OpExecutionContext
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetExecutionContext,
+    Failure,
+    MetadataValue,
+    OpExecutionContext,
+)
 
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.stream import Observer, Passed, every
@@ -11,7 +17,10 @@ from backup_dag.core.stream import Observer, Passed, every
 _SECONDS_BETWEEN_LINES = 5
 
 
-def progress(context: OpExecutionContext | AssetExecutionContext, what: str) -> Observer:
+Context = OpExecutionContext | AssetExecutionContext | AssetCheckExecutionContext
+
+
+def progress(context: Context, what: str) -> Observer:
     """A line in the run's log at the first byte, then every few seconds."""
     later = every(_SECONDS_BETWEEN_LINES, lambda passed: context.log.info(f"{what} {passed}"))
     begun = False

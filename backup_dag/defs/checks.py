@@ -1,0 +1,191 @@
+"""What is known of a backup, as asset checks. What is decided here is only how Dagster shows it.
+
+A check that passes over nothing is none: where there is no night before, or no copy, it says so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckExecutionContext,
+    AssetCheckKey,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetKey,
+    asset_check,
+)
+
+from backup_dag.core.catalog import Backup, Copy
+from backup_dag.core.databases import Database
+from backup_dag.core.manifest import Check, Manifest
+from backup_dag.core.nights import SLACK, night
+from backup_dag.core.settings import Settings
+from backup_dag.core.usual import changes, gap
+from backup_dag.core.verify import check_day, verify_latest
+from backup_dag.defs.words import in_dagsters_words, progress
+
+SIZE, ROWS, WINDOW, RPO = "size_as_usual", "rows_as_usual", "in_the_nights_window", "rpo_met"
+CHECKSUM, COPY, CONTENT = "checksum_matches", "present_and_equal", "content_verified"
+ALERTS = "alerts_delivered"
+
+_OF_THE_DUMP = {
+    SIZE: "The dump's bytes against the median of the nights before.",
+    ROWS: "The rows of all tables against the median of the nights before.",
+    WINDOW: "The snapshot lies in the night it counts for: neither late, nor long after it was due.",
+    RPO: "The time since the backup before: what a loss just before this one would have cost.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One check's outcome, before it is a result of a step or an event from outside of one."""
+
+    asset: AssetKey
+    name: str
+    passed: bool
+    said: str
+    warn: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def _severity(self) -> AssetCheckSeverity:
+        return AssetCheckSeverity.WARN if self.warn else AssetCheckSeverity.ERROR
+
+    def result(self) -> AssetCheckResult:
+        return AssetCheckResult(
+            passed=self.passed,
+            asset_key=self.asset,
+            check_name=self.name,
+            severity=self._severity,
+            description=self.said,
+            metadata=self.metadata,
+        )
+
+    def evaluation(self) -> AssetCheckEvaluation:
+        return AssetCheckEvaluation(
+            asset_key=self.asset,
+            check_name=self.name,
+            passed=self.passed,
+            severity=self._severity,
+            description=self.said,
+            metadata=self.metadata,
+        )
+
+
+def specs_of_the_dump(database: Database) -> list[AssetCheckSpec]:
+    """The checks that a backup's own step answers, from its manifest and those before it."""
+    raw_dump = AssetKey([database.name, "raw_dump"])
+    return [AssetCheckSpec(name, asset=raw_dump, description=text) for name, text in _OF_THE_DUMP.items()]
+
+
+def verdicts_on_the_dump(settings: Settings, made: Manifest, before: Sequence[Manifest]) -> list[Verdict]:
+    """The answers to those. Warnings all but the RPO: the backup is whole, and odd."""
+    raw_dump, backup = AssetKey([made.database, "raw_dump"]), {"backup": made.backup}
+    size, rows = changes(settings, made, before)
+    outside = night(settings, made.partition_day).reason_outside(made.snapshot_time)
+    if made.reason == "manual":
+        outside = ""
+    return [
+        Verdict(raw_dump, SIZE, size.as_usual, str(size), True, {**backup, "percent": _finite(size.percent)}),
+        Verdict(raw_dump, ROWS, rows.as_usual, str(rows), True, {**backup, "percent": _finite(rows.percent)}),
+        Verdict(raw_dump, WINDOW, not outside, f"taken {outside or 'as it was meant to'}", True, backup),
+        _on_the_rpo(settings, made, before),
+    ]
+
+
+def _on_the_rpo(settings: Settings, made: Manifest, before: Sequence[Manifest]) -> Verdict:
+    asset, backup = AssetKey([made.database, "raw_dump"]), {"backup": made.backup}
+    since = gap(made, before)
+    if since is None:
+        return Verdict(asset, RPO, True, "the first backup: there is none before it", metadata=backup)
+    said = f"{since} after the one before (RPO {settings.backup_rpo}, and {SLACK} for the night itself)"
+    metadata = {**backup, "hours": round(since / timedelta(hours=1), 3)}
+    return Verdict(asset, RPO, since <= settings.backup_rpo + SLACK, said, metadata=metadata)
+
+
+def _finite(percent: float) -> float:
+    return round(min(percent, 1e9), 1)
+
+
+def verdict_on_the_copy(manifest: Manifest, copy: Copy | None) -> Verdict:
+    """Whether the bucket holds all of it, as it is here."""
+    asset, backup = AssetKey([manifest.database, "s3_copy"]), {"backup": manifest.backup}
+    if copy is None:
+        return Verdict(asset, COPY, False, f"{manifest.backup} is not in the bucket", metadata=backup)
+    equal = copy.good and copy.manifest == manifest
+    said = copy.fault or f"{copy.store.address(manifest.artifact.name)} is what it is here"
+    return Verdict(asset, COPY, equal, said, metadata=backup)
+
+
+def verified_asset(settings: Settings, database: Database) -> AssetKey:
+    """On which asset `content_verified` stands: the off-site copy where there is one."""
+    return AssetKey([database.name, "s3_copy" if settings.aws_s3_bucket else "checksum"])
+
+
+def content_verified_key(settings: Settings, database: Database) -> AssetCheckKey:
+    return AssetCheckKey(verified_asset(settings, database), CONTENT)
+
+
+def verdict_on_check(asset: AssetKey, name: str, backup: str, where: str, check: Check) -> Verdict:
+    """A check of a copy that was made, now or before."""
+    what = "digest" if name == CONTENT else "byte"
+    said = "; ".join(check.faults) or f"{where}: every {what} as promised"
+    metadata = {"level": check.level, "seconds": check.seconds, "checked": check.time.isoformat()}
+    return Verdict(asset, name, check.passed, said, metadata={"backup": backup, **metadata})
+
+
+def verdicts_on_record(settings: Settings, backup: Backup) -> list[Verdict]:
+    """What checks recorded beside the copies say, of a backup that Dagster did not see being checked."""
+    found = []
+    for copy in backup.copies:
+        off_site = copy.store.label == "s3"
+        if copy.manifest is None or copy.verification is None or off_site != bool(settings.aws_s3_bucket):
+            continue
+        asset = AssetKey([backup.id.database, "s3_copy" if off_site else "checksum"])
+        where = copy.store.address(copy.manifest.artifact.name)
+        deepest = copy.verification.checks.get("restore") or copy.verification.checks.get("content")
+        if deepest:
+            found.append(verdict_on_check(asset, CONTENT, str(backup.id), where, deepest))
+    return found
+
+
+def checksum_matches(settings: Settings, database: Database) -> AssetChecksDefinition:
+    """Before anything is uploaded: are the bytes on the disk those of the manifest?"""
+    asset = AssetKey([database.name, "checksum"])
+
+    @asset_check(
+        asset=asset,
+        name=CHECKSUM,
+        blocking=True,
+        description="Every byte of the day's local backup against its manifest. Nothing else is uploaded.",
+    )
+    def check(context: AssetCheckExecutionContext) -> AssetCheckResult:
+        with in_dagsters_words():
+            backup, copy, made = check_day(settings, database.name, context.run.tags.get("dagster/partition"))
+        where = copy.store.address(backup.manifest.artifact.name)
+        return verdict_on_check(asset, CHECKSUM, str(backup.id), where, made).result()
+
+    return check
+
+
+def content_verified(settings: Settings, database: Database) -> AssetChecksDefinition:
+    """The latest backup, read to its end: decrypted, decompressed, every digest compared."""
+    asset = verified_asset(settings, database)
+
+    @asset_check(
+        asset=asset,
+        name=CONTENT,
+        description="The latest backup, off-site where there is a bucket: read to its last row, compared.",
+    )
+    def check(context: AssetCheckExecutionContext) -> AssetCheckResult:
+        with in_dagsters_words():
+            backup, copy, made = verify_latest(settings, database.name, progress(context, "verified"))
+        where = copy.store.address(backup.manifest.artifact.name)
+        return verdict_on_check(asset, CONTENT, str(backup.id), where, made).result()
+
+    return check
