@@ -1,7 +1,8 @@
 """What every step says in Dagster's words: progress as lines of the log, our errors as its Failure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from dagster import (
     AssetCheckExecutionContext,
@@ -15,6 +16,14 @@ from backup_dag.core.errors import BackupDagError
 from backup_dag.core.stream import Observer, Passed, every
 
 _SECONDS_BETWEEN_LINES = 5
+
+
+Clock = Callable[[], datetime]
+"""Tells the time, in UTC. Tests have one of their own."""
+
+
+def the_time() -> datetime:
+    return datetime.now(UTC)
 
 
 Context = OpExecutionContext | AssetExecutionContext | AssetCheckExecutionContext

@@ -1,0 +1,172 @@
+"""Backups that Dagster does not know become part of its history: those made from the terminal, and all of
+them where its own database was lost. The stores are what is true; Dagster's records follow.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    DagsterRunStatus,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.databases import Database
+from backup_dag.core.manifest import BackupId
+from backup_dag.core.settings import Settings
+from backup_dag.core.usual import nights_before
+from backup_dag.defs import checks, metadata
+from backup_dag.defs.assets import said_of
+from backup_dag.defs.missed import sensor_status
+from backup_dag.defs.words import Clock, in_dagsters_words, the_time
+
+_AT_A_TIME = 25  # backups a look, so that a long history does not hold up the daemon
+_PAGE = 500
+_SETTLED = timedelta(minutes=10)
+_UNDER_WAY = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+_PATHS = ("path", "manifest_path")
+
+Event = AssetMaterialization | AssetCheckEvaluation
+
+
+def adopt_backups(
+    settings: Settings, databases: Sequence[Database], clock: Clock = the_time
+) -> SensorDefinition:
+    """Every ten minutes. What it has seen already is in its cursor; without one it compares all anew."""
+
+    @sensor(
+        name="adopt_backups",
+        asset_selection=[AssetKey([each.name, "checksum"]) for each in databases],
+        minimum_interval_seconds=600,
+        default_status=sensor_status(settings),
+        description="Reports backups that Dagster does not know as what they are: made, copied, checked.",
+    )
+    def adopt(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+        seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        events: list[Event] = []
+        with in_dagsters_words():
+            for database in databases:
+                adopting = _Adopting(settings, context.instance, database, clock())
+                events += adopting.events(seen.get(database.name, []))
+                seen[database.name] = adopting.seen
+        cursor = json.dumps(seen)
+        if not events:
+            context.update_cursor(cursor)
+            return SkipReason("Dagster knows every backup that there is")
+        return SensorResult(asset_events=events, cursor=cursor)
+
+    return adopt
+
+
+class _Adopting:
+    """One look at one database. `seen`: what Dagster knows afterwards, as `where/id`."""
+
+    def __init__(
+        self, settings: Settings, instance: DagsterInstance, database: Database, now: datetime
+    ) -> None:
+        self._settings, self._instance, self._database, self._now = settings, instance, database, now
+        self._stores = open_stores(settings)
+        self._catalog = Catalog(self._stores)
+        self.seen: list[str] = []
+
+    def events(self, seen: Sequence[str]) -> list[Event]:
+        """What Dagster lacks, the oldest backup first, so that the newest is the latest there too."""
+        there = {("checksum", backup) for backup in self._catalog.survey(self._database.name).ids}
+        for store in self._stores[1:]:
+            there |= {("s3_copy", b) for b in Catalog([store]).survey(self._database.name).ids}
+        self.seen = [_name(*each) for each in sorted(there) if _name(*each) in seen]
+        new = [each for each in there if _name(*each) not in seen]
+        if not new:
+            return []
+        known = {_name(asset, b) for asset in {a for a, _ in new} for b in self._known_to_dagster(asset)}
+        self.seen += [_name(*each) for each in new if _name(*each) in known]
+        lacking = [each for each in new if _name(*each) not in known]
+        events: list[Event] = []
+        for backup in sorted({backup for _, backup in lacking})[:_AT_A_TIME]:
+            events += self._of(backup, [asset for asset, each in lacking if each == backup])
+        return events
+
+    def _known_to_dagster(self, asset: str) -> Iterator[BackupId]:
+        """The ids that materializations of an asset name."""
+        cursor, more = None, True
+        while more:
+            page = self._instance.fetch_materializations(
+                AssetKey([self._database.name, asset]), limit=_PAGE, cursor=cursor
+            )
+            for record in page.records:
+                made = record.asset_materialization
+                said = made.metadata.get("backup") if made else None
+                if said is not None and (backup := BackupId.parse(str(said.value))):
+                    yield backup
+            cursor, more = page.cursor, page.has_more
+
+    def _of(self, id: BackupId, assets: Sequence[str]) -> Iterator[Event]:
+        """One backup's events, unless a run may still be about to report it."""
+        backup = self._catalog.load(id)
+        manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+        if manifest is None or not manifest.is_of_a_night:
+            self.seen += [_name(asset, id) for asset in assets]  # no day's backup, or one nobody can read
+            return
+        if self._now - manifest.finished < _SETTLED or self._under_way(str(manifest.partition_day)):
+            return
+        self.seen += [_name(asset, id) for asset in assets]
+        if "checksum" in assets:
+            yield from self._chain(backup)
+        if "s3_copy" in assets:
+            yield from self._copy(backup)
+        for verdict in checks.verdicts_on_record(self._settings, backup):
+            yield verdict.evaluation()
+
+    def _under_way(self, day: str) -> bool:
+        wanted = RunsFilter(statuses=_UNDER_WAY, tags={"dagster/partition": day})
+        return bool(self._instance.get_run_records(wanted, limit=1))
+
+    def _chain(self, backup: Backup) -> Iterator[Event]:
+        manifest = backup.manifest
+        here = any(copy.store.label == "local" for copy in backup.copies)
+        for name, (version, values) in said_of(manifest, self._settings).items():
+            said = {key: value for key, value in values.items() if here or key not in _PATHS}
+            yield _materialization(backup, name, version.value, said)
+        before = nights_before(self._catalog, manifest)
+        for verdict in checks.verdicts_on_the_dump(self._settings, manifest, before):
+            yield verdict.evaluation()
+
+    def _copy(self, backup: Backup) -> Iterator[Event]:
+        manifest = backup.manifest
+        for copy in backup.copies:
+            if copy.store.label == "s3":
+                values = metadata.of_known_copy(manifest, copy.store.address(manifest.artifact.name))
+                yield _materialization(backup, "s3_copy", manifest.artifact.sha256, values)
+                yield checks.verdict_on_the_copy(manifest, copy).evaluation()
+
+
+def _materialization(backup: Backup, asset: str, version: str, values: metadata.Values) -> Event:
+    said: dict[str, Any] = {**values, "adopted": True}
+    return AssetMaterialization(
+        AssetKey([backup.id.database, asset]),
+        partition=str(backup.manifest.partition_day),
+        description="Found in the stores; it was made without this Dagster.",
+        metadata=said,
+        tags={"dagster/data_version": version},
+    )
+
+
+def _name(asset: str, backup: BackupId) -> str:
+    return f"{asset}/{backup}"

@@ -1,0 +1,191 @@
+"""Someone is told: of what is wrong with the backups, and of runs that failed, were cancelled, or whose
+checks did. What to say, and whether it was said already, is `core.watch`'s business.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunStatusSensorContext,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    asset_check,
+    run_status_sensor,
+    sensor,
+)
+
+from backup_dag.core import watch
+from backup_dag.core.alerts import Alert, protection
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.databases import Database
+from backup_dag.core.settings import Settings
+from backup_dag.defs.checks import ALERTS, Verdict
+from backup_dag.defs.missed import sensor_status
+from backup_dag.defs.words import Clock, in_dagsters_words, the_time
+
+_MOST_SAID = 5
+
+
+def latest_backup(
+    settings: Settings, databases: Sequence[Database], clock: Clock = the_time
+) -> SensorDefinition:
+    """Every five minutes: overdue, unverified, damaged, not off-site, out of line, lost nights."""
+
+    @sensor(
+        name="latest_backup",
+        asset_selection=[AssetKey([each.name, "checksum"]) for each in databases],
+        minimum_interval_seconds=300,
+        default_status=sensor_status(settings),
+        description="Looks at the newest backups; tells once what is wrong, and once that it is well again.",
+    )
+    def look(context: SensorEvaluationContext) -> SensorResult:
+        with in_dagsters_words():
+            looked = watch.look(settings, clock())
+        for concern in looked.concerns:
+            context.log.warning(concern.happened)
+        undelivered = "; ".join(looked.undelivered)
+        changed = undelivered != (context.cursor or "")
+        events = [_delivery(each, looked.undelivered).evaluation() for each in databases if changed]
+        said = f"{len(looked.concerns)} concerns, {len(looked.told)} told now"
+        return SensorResult(skip_reason=SkipReason(said), asset_events=events, cursor=undelivered)
+
+    return look
+
+
+def alerts_delivered(settings: Settings, database: Database) -> AssetChecksDefinition:
+    """Are there alerts that nobody could be reached with?"""
+
+    @asset_check(
+        asset=AssetKey([database.name, "database"]),
+        name=ALERTS,
+        description="No alert is waiting because nobody could be reached with it.",
+    )
+    def check(context: AssetCheckExecutionContext) -> AssetCheckResult:
+        with in_dagsters_words():
+            return _delivery(database, watch.waiting(settings)).result()
+
+    return check
+
+
+def _delivery(database: Database, undelivered: Sequence[str]) -> Verdict:
+    asset = AssetKey([database.name, "database"])
+    return Verdict(asset, ALERTS, not undelivered, "; ".join(undelivered) or "nothing is waiting")
+
+
+def run_alerts(settings: Settings, databases: Sequence[Database]) -> list[SensorDefinition]:
+    """One sensor for each way in which a run's end may be bad news."""
+    ends = {
+        "run_failure": (DagsterRunStatus.FAILURE, "Tells of runs that failed: what, and what to do."),
+        "run_cancelled": (DagsterRunStatus.CANCELED, "Tells of runs that someone ended."),
+        "failed_checks": (DagsterRunStatus.SUCCESS, "Tells of checks that failed in runs that did not."),
+    }
+    return [_on(settings, databases, name, status, said) for name, (status, said) in ends.items()]
+
+
+def _on(
+    settings: Settings, databases: Sequence[Database], name: str, status: DagsterRunStatus, said: str
+) -> SensorDefinition:
+    @run_status_sensor(
+        run_status=status,
+        name=name,
+        description=said,
+        minimum_interval_seconds=30,
+        default_status=sensor_status(settings),
+    )
+    def tell(context: RunStatusSensorContext) -> SkipReason:
+        run, instance = context.dagster_run, context.instance
+        happened, advice = bad_news(instance, run)
+        if not happened:
+            return SkipReason("all its checks passed")
+        database = database_of(run, databases)
+        alert = Alert(
+            "failed",
+            database,
+            happened,
+            _ended(instance, run),
+            _protection(settings, database),
+            advice,
+            f"{settings.backup_dagster_url.rstrip('/')}/runs/{run.run_id}",
+        )
+        with in_dagsters_words():
+            undelivered = watch.tell(settings, alert)
+        for each in databases if undelivered else []:
+            instance.report_runless_asset_event(_delivery(each, undelivered).evaluation())
+        return SkipReason(f"told: {alert.subject}" if not undelivered else "; ".join(undelivered))
+
+    return tell
+
+
+def bad_news(instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
+    """What is to be told of a run that has ended, and what to do about it; "" where it went well."""
+    checks = list(_failed_checks(instance, run))[:_MOST_SAID]
+    if run.status == DagsterRunStatus.SUCCESS:
+        if not checks:
+            return "", ""
+        return (
+            f"checks failed in a run of {run.job_name}: {'; '.join(checks)}",
+            "look at the backup named there",
+        )
+    if run.status == DagsterRunStatus.CANCELED:
+        return f"a run of {run.job_name} was cancelled", "launch it again, unless that was meant"
+    failures = list(_failures(instance, run))[:_MOST_SAID]
+    happened = "; ".join([said for said, _ in failures] + checks) or "it ended without saying why"
+    advice = next((hint for _, hint in failures if hint), "see the run's log, and backup-dag doctor")
+    return f"a run of {run.job_name} failed: {happened}", advice
+
+
+def _failures(instance: DagsterInstance, run: DagsterRun) -> Iterator[tuple[str, str]]:
+    """Of each step that failed, which, why, and what to do. Of what is not ours the kind of error alone:
+    what it says may hold anything."""
+    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
+        failure = entry.get_dagster_event().step_failure_data
+        ours = failure.user_failure_data
+        if ours is not None:
+            said, _, hint = (ours.description or "").partition("\n  → ")
+            yield f"{entry.step_key}: {said}", hint
+        elif failure.error is not None:
+            kind = failure.error.cause.cls_name if failure.error.cause else failure.error.cls_name
+            yield f"{entry.step_key}: {kind}", ""
+
+
+def _failed_checks(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:
+    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
+        found: Any = entry.get_dagster_event().asset_check_evaluation_data
+        if not found.passed:
+            yield f"{found.check_name} of {found.asset_key.to_user_string()}: {found.description or 'failed'}"
+
+
+def database_of(run: DagsterRun, databases: Sequence[Database]) -> str | None:
+    """The database that a run was about: by its assets, else by its job's name. None where neither tells."""
+    touched = {key.path[0] for key in run.asset_selection or ()}
+    touched |= {key.asset_key.path[0] for key in run.asset_check_selection or ()}
+    for database in databases:
+        if touched == {database.name} or run.job_name in (
+            f"{database.name}_backup",
+            f"{database.name}_verify",
+        ):
+            return database.name
+    return None
+
+
+def _protection(settings: Settings, database: str | None) -> str:
+    if database is None:
+        return ""
+    return protection(Catalog(open_stores(settings)), database, datetime.now(UTC))
+
+
+def _ended(instance: DagsterInstance, run: DagsterRun) -> datetime:
+    record = instance.get_run_record_by_id(run.run_id)
+    ended = record.end_time if record else None
+    return datetime.fromtimestamp(ended, UTC) if ended else datetime.now(UTC)
