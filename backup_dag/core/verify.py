@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 
 from backup_dag import __version__
+from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Copy, verification
 from backup_dag.core.errors import BackupNotFound, IntegrityError
 from backup_dag.core.key import decryption_key
@@ -40,8 +41,13 @@ def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | N
     """
     if copy.manifest is None:
         raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
-    began = time.monotonic()
-    faults = [copy.fault] if copy.fault else _faults(settings, copy.store, copy.manifest, level, observer)
+    began, manifest, where = time.monotonic(), copy.manifest, copy.store.label
+    with audited(
+        settings.backup_dir, "verify", manifest.database, manifest.backup, level=level, store=where
+    ) as entry:
+        faults = [copy.fault] if copy.fault else _faults(settings, copy.store, manifest, level, observer)
+        if faults:
+            entry.failed("; ".join(faults))
     return Check(
         level=level,
         time=datetime.now(UTC),

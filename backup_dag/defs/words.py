@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from dagster import AssetExecutionContext, Failure, MetadataValue, OpExecutionContext
 
+from backup_dag.core.audit import acting_for
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.stream import Observer, Passed, every
 
@@ -28,9 +29,13 @@ def progress(context: OpExecutionContext | AssetExecutionContext, what: str) -> 
 
 @contextmanager
 def in_dagsters_words() -> Iterator[None]:
-    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help."""
+    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help.
+
+    What is noted in the audit log meanwhile carries the run's id.
+    """
     try:
-        yield
+        with acting_for(OpExecutionContext.get().run_id):
+            yield
     except BackupDagError as error:
         raise Failure(
             description=str(error),
