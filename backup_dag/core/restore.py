@@ -11,9 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from backup_dag.core import history
+from backup_dag.core.audit import Entry, audited
 from backup_dag.core.backup import Order, take_backup
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
 from backup_dag.core.confirmation import check_code
@@ -78,8 +80,10 @@ class Restoration:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)  # so that the audit log hears of the error
 
     def fetch(self) -> Backup:
         """Finds the backup and the nearest copy that can be used, and the target's server.
@@ -141,6 +145,7 @@ class Restoration:
             GuardRefused: the plan found an obstacle, or another restore of the target is running.
             BackupDagError: it could not be backed up.
         """
+        self._entry = self._stack.enter_context(self._noted())
         plan.check()
         self._stack.enter_context(self._target.locked())
         self._stack.enter_context(held(self._copy.store, self._backup.id))
@@ -212,6 +217,7 @@ class Restoration:
             database=self._manifest.database,
             **self._report.__dict__,
         )
+        self._entry.done(**self._report.__dict__)
         return self._report
 
     @property
@@ -263,6 +269,15 @@ class Restoration:
         if self._target.name == self._manifest.source.dbname:
             with connected(self._target.address) as session:
                 give_properties(session, self._roles)
+
+    @contextmanager
+    def _noted(self) -> Iterator[Entry]:
+        """From here on something is changed, so the audit log hears how it ends, wherever it does."""
+        of, where = self._manifest, str(self._target.address)
+        folder = self._settings.backup_dir
+        with audited(folder, "restore", of.database, of.backup, target=where, mode=self._wish.mode) as entry:
+            entry.failed("it ended before the swap; the target is as it was")
+            yield entry
 
     def _drop_what_was_built(self) -> None:
         with suppress(BackupDagError):  # the next restore finds it by its mark
