@@ -21,7 +21,7 @@ from tests.conftest import KEY, Here, Terminal, make_database, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
 
-VERBS = ["backup", "list", "verify", "doctor"]
+VERBS = ["backup", "list", "verify", "doctor", "metrics"]
 
 
 @pytest.fixture(scope="session")

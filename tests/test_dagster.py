@@ -11,6 +11,7 @@ import pytest
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 from pydantic import SecretStr
 
+from backup_dag.core.audit import entries
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
@@ -107,6 +108,12 @@ def test_a_run_records_each_stage_with_what_the_manifest_says(
     assert (copy["bytes"], copy["sha256"]) == (made.artifact.bytes, made.artifact.sha256)
 
 
+def test_the_audit_log_names_the_run(backed: Settings, instance: DagsterInstance) -> None:
+    done = run(code_location(backed), instance, today())
+    noted = [(entry.what, entry.outcome, entry.run) for entry in entries(backed.backup_dir)]
+    assert noted == [("backup", "done", done.run_id), ("copy", "done", done.run_id)]
+
+
 def test_the_content_alone_decides_the_dumps_data_version(
     backed: Settings, instance: DagsterInstance
 ) -> None:
@@ -138,7 +145,7 @@ def test_a_failed_dump_materializes_nothing_and_says_what_to_do(
     assert "pg_read_all_data" in str(failure.user_failure_data.metadata["next"].value)
     for name in [*STAGES, "s3_copy"]:
         assert instance.get_latest_materialization_event(AssetKey(["sample_locked", name])) is None
-    assert [path.name for path in backed.backup_dir.iterdir()] == [".work"]
+    assert {path.name for path in backed.backup_dir.iterdir()} == {".audit", ".work"}
 
 
 def test_an_upload_that_failed_is_made_up_for_without_a_new_dump(

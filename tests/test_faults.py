@@ -134,7 +134,7 @@ def assert_nothing_runs(run: Run) -> None:
 
 def assert_nothing_left(run: Run) -> None:
     assert_nothing_runs(run)
-    assert [path.name for path in run.terminal.backups.iterdir()] == [".work"]
+    assert {path.name for path in run.terminal.backups.iterdir()} == {".audit", ".work"}
     assert list((run.terminal.backups / ".work").iterdir()) == []
     assert files_in(run.terminal.folder / TEMPORARY) == []
 
@@ -349,7 +349,9 @@ def local_backup(here: Here, ours: Terminal) -> list[str]:
 
 def assert_bucket_has_all(server: S3Server, bucket: str, ours: Terminal) -> None:
     local = [p.name for p in ours.backups.iterdir() if p.is_file() and ".verify." not in p.name]
-    assert sorted(k for k in objects(server, bucket) if ".verify." not in k) == sorted(local)
+    assert sorted(k for k in objects(server, bucket) if ".verify." not in k and "audit/" not in k) == sorted(
+        local
+    )
     assert open_uploads(server, bucket) == []
 
 

@@ -81,7 +81,7 @@ def test_another_host_is_refused_too(here: Here, large: str, first: Terminal, tm
     refused = first.run("backup", BACKUP_DIR=str(elsewhere))
     assert refused.returncode == 8, refused.stderr
     assert f"server process {lock_holder(large)}" in refused.stderr
-    assert [p.name for p in elsewhere.iterdir()] == [".work"]
+    assert {p.name for p in elsewhere.iterdir()} == {".audit", ".work"}
     assert list((elsewhere / ".work").iterdir()) == []
 
 
@@ -127,7 +127,7 @@ def assert_refused(here: Here, ours: Terminal, wrong: Wrong) -> None:
 
 def left_in(folder: Path) -> list[str]:
     found = [str(path.relative_to(folder)) for path in folder.rglob("*")] if folder.exists() else []
-    return [name for name in found if name != ".work"]
+    return [name for name in found if name != ".work" and not name.startswith(".audit")]
 
 
 def test_a_wrong_password(here: Here, guarded_postgres: Postgres, terminal: MakeTerminal) -> None:

@@ -19,13 +19,14 @@ knows which backups there are. A room imports only rooms below it:
     restore  rollback
     plan
     obstacles  roles
-    backup  offsite  verify  proof
+    alerts  backup  metrics  offsite  verify  proof
     catalog  holds  reading  target
+    audit
     stages/  store/
-    databases  key
+    databases  delivery  key  privileges
     confirmation  history  clients  gpg  postgres
     address
-    work  process
+    journal  work  process
     stream
     manifest  settings
     errors

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from backup_dag import __version__
 from backup_dag.core import nights, postgres
+from backup_dag.core.audit import audited
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import DatabaseError, GuardRefused
@@ -98,6 +99,14 @@ def take_backup(settings: Settings, order: Order, observer: Observer | None = No
         GuardRefused: another backup of this database is running, on whatever host.
         DiskError: no room for the artifact.
     """
+    with audited(settings.backup_dir, "backup", order.database.name, why=order.reason) as entry:
+        made = _taken(settings, order, observer)
+        entry.backup = made.backup
+        entry.done(bytes=made.artifact.bytes, partition_day=made.partition_day)
+    return made
+
+
+def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manifest:
     key = encryption_key(settings)
     store = LocalStore(settings.backup_dir)
     with (

@@ -5,7 +5,7 @@ Cheap, so that it can be asked every few minutes: a listing, and the documents o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import islice
 
 from backup_dag.core import nights
@@ -78,7 +78,7 @@ def _recent(settings: Settings, catalog: Catalog, database: str, now: datetime) 
     return found
 
 
-def _days(known: Sequence[Backup]) -> set[object]:
+def _days(known: Sequence[Backup]) -> set[date]:
     return {backup.manifest.partition_day for backup in known}
 
 

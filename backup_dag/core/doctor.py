@@ -17,13 +17,24 @@ from typing import Literal
 from dotenv import dotenv_values
 
 from backup_dag.core import process
+from backup_dag.core.alerts import Alert, deliver_each, heartbeat_host
+from backup_dag.core.audit import entries, log_file
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.clients import find_clients
 from backup_dag.core.databases import Database, configured
-from backup_dag.core.errors import BackupDagError, BackupNotFound, DatabaseError, DiskError
+from backup_dag.core.delivery import receivers
+from backup_dag.core.errors import (
+    BackupDagError,
+    BackupNotFound,
+    ConfigurationError,
+    DatabaseError,
+    DeliveryFailed,
+    DiskError,
+)
 from backup_dag.core.gpg import gpg_at
 from backup_dag.core.key import encryption_key
 from backup_dag.core.postgres import Session, connected
+from backup_dag.core.privileges import hidden_by_row_security, not_readable
 from backup_dag.core.settings import Settings, environment_value, load
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.target import target_at
@@ -52,8 +63,11 @@ def warn(what: str, found: str, advice: str) -> Finding:
     return Finding("warn", what, found, advice)
 
 
-def examine() -> Iterator[Finding]:
-    """Looks at one thing after the other; what fails does not keep the rest from being looked at."""
+def examine(*, send_test_alert: bool = False) -> Iterator[Finding]:
+    """Looks at one thing after the other; what fails does not keep the rest from being looked at.
+
+    With `send_test_alert`, everyone who is told of trouble is told that there is none.
+    """
     databases: tuple[Database, ...] = ()
     try:
         settings = load()
@@ -73,6 +87,9 @@ def examine() -> Iterator[Finding]:
         ("disk", lambda: _disk(settings, databases)),
         ("stores", lambda: _stores(settings)),
         ("time zone", lambda: _zone(settings)),
+        ("alerts", lambda: _told_of_trouble(settings, send_test_alert=send_test_alert)),
+        ("heartbeat", lambda: _heartbeat(settings)),
+        ("audit log", lambda: _audit_log(settings)),
         ("Dagster", _dagster),
     ]
     for what, look in looks:
@@ -171,8 +188,7 @@ def _left_by_restores(database: Database) -> Iterator[Finding]:
 
 def _privileges(database: Database, session: Session) -> Finding:
     what = f"{database.name} privileges"
-    hidden = [row["name"] for row in session.rows(_HIDDEN_BY_ROW_SECURITY)]
-    unreadable = [row["name"] for row in session.rows(_UNREADABLE) + session.rows(_UNREADABLE_OBJECTS)]
+    hidden, unreadable = hidden_by_row_security(session), not_readable(session)
     if hidden or unreadable:
         said = (
             f"may not read {_some(unreadable)}"
@@ -189,38 +205,6 @@ def _privileges(database: Database, session: Session) -> Finding:
         advice = "roles come back without passwords; note them elsewhere, or back up as a superuser"
         return warn(what, "may read every table, but not the roles' password hashes", advice)
     return ok(what, "may read every table, sequence and role")
-
-
-_OURS_TO_READ = """
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
-      AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
-                      WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
-                        AND c.oid <> ALL (coalesce(e.extconfig, '{}')))
-"""
-_HIDDEN_BY_ROW_SECURITY = f"""
-    SELECT c.oid::regclass::text AS name {_OURS_TO_READ}
-      AND c.relrowsecurity AND row_security_active(c.oid)
-    ORDER BY 1
-"""
-_UNREADABLE = f"""
-    SELECT c.oid::regclass::text AS name {_OURS_TO_READ}
-      AND (c.relkind IN ('r', 'p', 'm') AND NOT has_table_privilege(c.oid, 'SELECT')
-           OR c.relkind = 'S' AND NOT has_sequence_privilege(c.oid, 'SELECT')
-           OR NOT has_schema_privilege(n.oid, 'USAGE'))
-    ORDER BY 1
-"""
-
-
-# pg_read_all_data does not reach large objects (has_largeobject_privilege came with PostgreSQL 18)
-_UNREADABLE_OBJECTS = """
-    SELECT 'large object ' || m.oid AS name FROM pg_largeobject_metadata m, pg_roles r
-    WHERE r.rolname = current_user AND NOT r.rolsuper AND current_setting('lo_compat_privileges') <> 'on'
-      AND NOT pg_has_role(m.lomowner, 'USAGE')
-      AND NOT EXISTS (SELECT FROM aclexplode(m.lomacl) a WHERE a.privilege_type = 'SELECT'
-                      AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')))
-    ORDER BY m.oid LIMIT 1000
-"""
 
 
 def _some(names: list[str]) -> str:
@@ -282,6 +266,48 @@ def _zone(settings: Settings) -> Iterator[Finding]:
     yield ok(
         "time zone", f"{settings.backup_timezone}: the partition day is now {now.date()} (it is {now:%H:%M})"
     )
+
+
+def _told_of_trouble(settings: Settings, *, send_test_alert: bool) -> Iterator[Finding]:
+    """Who is told when something fails, and whether they can be."""
+    everyone = receivers(settings)
+    if not everyone:
+        advice = "set BACKUP_NOTIFY_EMAIL with BACKUP_SMTP_HOST, or BACKUP_NOTIFY_URLS"
+        yield warn("alerts", "nobody is told when a backup fails or is missing", advice)
+    for each in everyone:
+        if each.fault:
+            advice = "see BACKUP_NOTIFY_… and BACKUP_SMTP_… in .env.example"
+            said = f"{each.name} cannot be told: {each.fault}"
+            yield Finding("fail", "alerts", said, advice, ConfigurationError.exit_code)
+    if well := [each.name for each in everyone if not each.fault]:
+        yield ok("alerts", f"told of trouble: {'; '.join(well)}")
+    if send_test_alert:
+        yield from _test_alert(settings)
+
+
+def _test_alert(settings: Settings) -> Iterator[Finding]:
+    happened = "This is a test: whoever reads it would be told of a backup that failed."
+    alert = Alert("test", None, happened, datetime.now(UTC), advice="nothing")
+    for outcome in deliver_each(settings, alert):
+        name = outcome.receiver.name
+        if outcome.reason:
+            advice = "mend the setting, or the server, and send it again"
+            said = f"{name} did not get it: {outcome.reason}"
+            yield Finding("fail", "test alert", said, advice, DeliveryFailed.exit_code)
+        else:
+            yield ok("test alert", f"{name} took it; see whether it arrived")
+
+
+def _heartbeat(settings: Settings) -> Iterator[Finding]:
+    host = heartbeat_host(settings)
+    said = f"{host} hears of each verified off-site backup" if host else "no BACKUP_HEARTBEAT_URL is set"
+    yield ok("heartbeat", said)
+
+
+def _audit_log(settings: Settings) -> Iterator[Finding]:
+    path = log_file(settings.backup_dir)
+    count = sum(1 for _ in entries(settings.backup_dir))
+    yield ok("audit log", f"{path}: {count:,} entries" if count else f"{path}: nothing has been done yet")
 
 
 def _dagster() -> Iterator[Finding]:

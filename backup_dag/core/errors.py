@@ -9,6 +9,7 @@
     ├── StoreError                 7  a store refused
     │   └── StoreUnreachable       7    …and trying again may help
     ├── GuardRefused               8  a guard said no: lock held, target not allowed
+    ├── DeliveryFailed             1  somebody could not be told; trying again may help
     └── DiskError                  9  disk full, or not writable
 
 Every error says what was tried and on what (the message), and what to do next (the hint).
@@ -67,6 +68,16 @@ class StoreUnreachable(StoreError):
 
 class GuardRefused(BackupDagError):
     exit_code = 8
+
+
+class DeliveryFailed(BackupDagError):
+    """`told` are those who were reached all the same."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str = "", told: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.told = told
 
 
 class DiskError(BackupDagError):

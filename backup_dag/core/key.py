@@ -20,13 +20,15 @@ class Key:
     """What encrypts and decrypts. Shown only by its mode and fingerprints.
 
     `home` is the keyring's directory where there is one; `passphrase` is the symmetric key, or, with
-    recipients, what unlocks the secret key.
+    recipients, what unlocks the secret key. `told_in` is the BACKUP_DIR whose audit log hears of each use
+    of a key that opens.
     """
 
     mode: _MODES
     passphrase: str | None = field(default=None, repr=False)
     home: Path | None = None
     fingerprints: tuple[str, ...] = ()
+    told_in: Path | None = field(default=None, repr=False, compare=False)
 
     def described(self) -> Encryption:
         cipher = None if self.mode == "off" else CIPHER
@@ -57,11 +59,11 @@ def decryption_key(settings: Settings, made_with: Encryption) -> Key:
     Raises:
         ConfigurationError: this host's passphrase is not the one it was made with, or there is none.
     """
-    passphrase = settings.passphrase()
+    passphrase, told_in = settings.passphrase(), settings.backup_dir
     if made_with.mode == "off":
         return Key("off")
     if made_with.mode == "recipients":
-        return Key("recipients", passphrase, _keyring(settings), tuple(made_with.key_fingerprints))
+        return Key("recipients", passphrase, _keyring(settings), tuple(made_with.key_fingerprints), told_in)
     ours = passphrase_fingerprint(passphrase) if passphrase else None
     if [ours] != made_with.key_fingerprints:
         have = f"the one set here has {ours}" if ours else "none is set here"
@@ -70,7 +72,7 @@ def decryption_key(settings: Settings, made_with: Encryption) -> Key:
             f"this backup's passphrase has fingerprint {theirs}, {have}",
             hint="set BACKUP_ENCRYPTION_KEY to the passphrase that was in use when it was made",
         )
-    return Key("symmetric", passphrase, fingerprints=tuple(made_with.key_fingerprints))
+    return Key("symmetric", passphrase, None, tuple(made_with.key_fingerprints), told_in)
 
 
 def passphrase_fingerprint(passphrase: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 
+from backup_dag.core.audit import audited, send_if_possible
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
 from backup_dag.core.manifest import MANIFEST, Manifest
@@ -42,13 +43,26 @@ def copy_offsite(
 
     The newest is compared where it is there already; older ones that are there are left at that. One
     that cannot be copied keeps no other from it: its error is raised when all have been tried. May be
-    repeated at any time; two on one machine wait for each other.
+    repeated at any time; two on one machine wait for each other. The audit log goes along.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
         IntegrityError: a local file has changed since it was made, or another lies in its place.
         StoreError, StoreUnreachable: the bucket.
     """
+    copied: list[str] = []
+    with audited(local.folder, "copy", database, to=bucket.address(), copied=copied) as entry:
+        for each in _copies(local, bucket, database, day, observer):
+            entry.backup = entry.backup or each.manifest.backup
+            if each.new:
+                copied.append(each.manifest.backup)
+            yield each
+    send_if_possible(local.folder, bucket)
+
+
+def _copies(
+    local: LocalStore, bucket: Store, database: str, day: date | None, observer: Observer | None
+) -> Iterator[Copied]:
     whole = [manifest for manifest in _whole(local, database) if day in (None, manifest.partition_day)]
     if not whole:
         raise BackupNotFound(

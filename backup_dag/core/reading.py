@@ -1,14 +1,16 @@
 """Stored backups, read back: fetch → decrypt → decompress, to whoever takes the plain bytes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from backup_dag.core.audit import audited
 from backup_dag.core.clients import find_clients
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.key import Key
-from backup_dag.core.manifest import File, Manifest, major
+from backup_dag.core.manifest import BackupId, File, Manifest, major
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.compression import decompressing
 from backup_dag.core.stages.dump import as_sql
@@ -46,7 +48,7 @@ def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> 
         BackupNotFound, StoreError, StoreUnreachable: the store. Whatever `plain` raised.
     """
     try:
-        with decompressing(plain) as gunzip:
+        with _noted(store, file, key), decompressing(plain) as gunzip:
             compressed = Hashing(gunzip)
             with decrypting(compressed, key, work) as gpg:
                 encrypted = Hashing(gpg)
@@ -54,6 +56,22 @@ def read_back(store: Store, file: File, plain: Writer, key: Key, work: Path) -> 
     except IntegrityError as error:
         raise IntegrityError(f"{store.address(file.name)}: {error.message}", hint=error.hint) from error
     return compressed, encrypted
+
+
+def _noted(store: Store, file: File, key: Key) -> AbstractContextManager[Any]:
+    """The key's use, in the audit log."""
+    if key.mode == "off" or key.told_in is None:
+        return nullcontext()
+    stem = file.name.partition(".")[0]
+    backup = BackupId.parse(stem)
+    return audited(
+        key.told_in,
+        "key use",
+        backup.database if backup else None,
+        stem,
+        key=list(key.fingerprints),
+        file=store.address(file.name),
+    )
 
 
 @contextmanager

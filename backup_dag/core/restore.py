@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import TracebackType
 from typing import Self
 
 from backup_dag.core import history
+from backup_dag.core.audit import Entry, audited
 from backup_dag.core.backup import Order, take_backup
 from backup_dag.core.beside import Beside
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
@@ -21,7 +23,6 @@ from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
-    DiskError,
     GuardRefused,
     IntegrityError,
 )
@@ -71,8 +72,10 @@ class Restoration:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)  # so that the audit log hears of the error
 
     def fetch(self) -> Backup:
         """Finds the backup and the nearest copy that can be used, and the target's server.
@@ -141,6 +144,7 @@ class Restoration:
             GuardRefused: the plan found an obstacle, or another restore of the target is running.
             BackupDagError: it could not be backed up.
         """
+        self._entry = self._stack.enter_context(self._noted())
         plan.check()
         self._stack.enter_context(self._target.locked())
         self._stack.enter_context(held(self._copy.store, self._backup.id))
@@ -196,13 +200,13 @@ class Restoration:
             done = self._way.finish()
         self._report.kept_as = done.kept_as
         self._report.window_ms = None if done.window is None else round(done.window * 1000, 1)
-        with suppress(DiskError):  # the restore is finished, whether or not it can be noted
-            history.record(
-                self._settings.backup_dir,
-                what="restore",
-                database=self._manifest.database,
-                **self._report.__dict__,
-            )
+        history.record(
+            self._settings.backup_dir,
+            what="restore",
+            database=self._manifest.database,
+            **self._report.__dict__,
+        )
+        self._entry.done(**self._report.__dict__)
         return self._report
 
     @property
@@ -218,6 +222,15 @@ class Restoration:
     @property
     def _manifest(self) -> Manifest:
         return self._backup.manifest
+
+    @contextmanager
+    def _noted(self) -> Iterator[Entry]:
+        """From here on something is changed, so the audit log hears how it ends, wherever it does."""
+        of, where = self._manifest, str(self._target.address)
+        folder = self._settings.backup_dir
+        with audited(folder, "restore", of.database, of.backup, target=where, mode=self._wish.mode) as entry:
+            entry.failed("it ended before the swap; the target is as it was")
+            yield entry
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from backup_dag.core import history
 from backup_dag.core.address import Address
+from backup_dag.core.audit import audited
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.settings import Settings
@@ -31,21 +31,30 @@ def roll_back(settings: Settings, address: Address) -> tuple[Made, str, float]:
         GuardRefused: none is kept, or a restore is running.
         DatabaseError: it could not be done; nothing has changed then.
     """
-    with target_at(address) as target, target.locked():
+    with (
+        audited(settings.backup_dir, "rollback", address.dbname, target=str(address)) as entry,
+        target_at(address) as target,
+        target.locked(),
+    ):
         back, now = _kept(target)[0], datetime.now(UTC)
         aside = target.aside("before", now) if target.standing() else None
         seconds = target.swap(back.name, keep_as=aside, backup=back.backup, now=now)
-    history.record(settings.backup_dir, what="rollback", target=str(address), back=back.name, kept_as=aside)
+        entry.done(back=back.name, kept_as=aside)
     return back, aside or "nothing", seconds
 
 
 def drop_kept(settings: Settings, address: Address) -> list[Made]:
     """Drops what restores of this database kept; returns what that was. Raises as `roll_back` does."""
-    with target_at(address) as target, target.locked():
+    dropped: list[str] = []
+    with (
+        audited(settings.backup_dir, "drop", address.dbname, target=str(address), dropped=dropped),
+        target_at(address) as target,
+        target.locked(),
+    ):
         gone = _kept(target)
         for made in gone:
             target.drop(made.name)
-            history.record(settings.backup_dir, what="dropped", target=str(address), name=made.name)
+            dropped.append(made.name)
     return gone
 
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Self
 
 from backup_dag.core.address import Address
+from backup_dag.core.audit import audited
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import BackupNotFound, GuardRefused, IntegrityError
 from backup_dag.core.loading import LOADING, loading_clients
@@ -56,9 +57,21 @@ def bring_back(settings: Settings, restoration: Restoration, wanted: Sequence[st
         )
     clients = loading_clients(settings, source.manifest, target.session.server_major)
     now = datetime.now(UTC)
-    with target.locked():
+    with (
+        audited(
+            settings.backup_dir,
+            "restore",
+            source.manifest.database,
+            source.manifest.backup,
+            target=str(target.address),
+            mode="tables",
+            tables=names,
+        ) as entry,
+        target.locked(),
+    ):
         target.sweep()
         aside, schema = target.aside("restoring", now), _free_schema(target, now)
+        entry["schema"] = schema
         target.create(aside, facts_for(target, source.manifest), source.manifest.backup, now)
         try:
             _load(source, target, aside, names, clients)

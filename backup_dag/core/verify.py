@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from backup_dag import __version__
+from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores, verification
 from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
 from backup_dag.core.key import decryption_key
@@ -42,8 +43,13 @@ def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | N
     """
     if copy.manifest is None:
         raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
-    began = time.monotonic()
-    faults = [copy.fault] if copy.fault else _faults(settings, copy.store, copy.manifest, level, observer)
+    began, manifest, where = time.monotonic(), copy.manifest, copy.store.label
+    with audited(
+        settings.backup_dir, "verify", manifest.database, manifest.backup, level=level, store=where
+    ) as entry:
+        faults = [copy.fault] if copy.fault else _faults(settings, copy.store, manifest, level, observer)
+        if faults:
+            entry.failed("; ".join(faults))
     return made_check(level, time.monotonic() - began, faults)
 
 

@@ -12,6 +12,7 @@ from dagster import (
     OpExecutionContext,
 )
 
+from backup_dag.core.audit import acting_for
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.stream import Observer, Passed, every
 
@@ -46,9 +47,13 @@ def progress(context: Context, what: str) -> Observer:
 
 @contextmanager
 def in_dagsters_words() -> Iterator[None]:
-    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help."""
+    """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help.
+
+    What is noted in the audit log meanwhile carries the run's id.
+    """
     try:
-        yield
+        with acting_for(OpExecutionContext.get().run_id):
+            yield
     except BackupDagError as error:
         raise Failure(
             description=str(error),

@@ -29,6 +29,6 @@ def test_what_was_backed_up_verifies_to_the_last_row(
         assert check.faults == []
         record(copy.store, made, check)
     assert sorted(path.name for path in settings.backup_dir.iterdir()) == sorted(
-        [".work", *made.names, f"{made.id}.verify.json"]
+        [".audit", ".work", *made.names, f"{made.id}.verify.json"]
     )
     assert list((settings.backup_dir / ".work").iterdir()) == []
