@@ -20,7 +20,7 @@ knows which backups there are. A room imports only rooms below it:
     plan
     obstacles  roles
     backup  offsite  verify  proof
-    catalog  holds  reading  target
+    catalog  holds  reading  target  retention
     stages/  store/
     databases  key
     confirmation  history  clients  gpg  postgres

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -46,7 +47,7 @@ class BackupId:
             return None
         return found
 
-    @property
+    @cached_property
     def time(self) -> datetime:
         """The snapshot's time to the second, in UTC."""
         return datetime.strptime(self.stamp, _STAMP).replace(tzinfo=UTC)
