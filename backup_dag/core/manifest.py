@@ -62,6 +62,13 @@ class BackupId:
 _ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz(\.gpg)?")
 MANIFEST, CHECKSUM, VERIFICATION = "json", "sha256", "verify.json"
 """The endings of the files beside an artifact."""
+_BESIDE = re.compile(r"json|sha256|verify\.json|hold-[0-9]+-[0-9]+\.json")
+
+
+def owner_of(name: str) -> BackupId | None:
+    """The backup that a file is part of, or lies beside, by its name. None for a name that we never write."""
+    stem, _, ending = name.partition(".")
+    return BackupId.parse(stem) if _ENDING.fullmatch(ending) or _BESIDE.fullmatch(ending) else None
 
 
 class _Document(BaseModel):
