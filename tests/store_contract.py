@@ -3,13 +3,14 @@
 A test class of a store inherits from `StoreContract` and has a fixture `store`, empty at first.
 """
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from backup_dag.core.errors import BackupNotFound, IntegrityError
 from backup_dag.core.manifest import Bytes
-from backup_dag.core.store.base import Listed, Store
+from backup_dag.core.store.base import Store, Upload
 from backup_dag.core.stream import BLOCK, Passed
 from tests.core.made import measured, written
 
@@ -62,7 +63,7 @@ class StoreContract:
     def test_what_was_put_is_there_byte_for_byte(self, store: Store, source: Path, data: bytes) -> None:
         self.put(store, source, data)
         assert store.read(NAME) == data
-        assert list(store.list()) == [Listed(NAME, len(data))]
+        assert [(listed.name, listed.bytes) for listed in store.list()] == [(NAME, len(data))]
 
     def test_a_put_says_where_the_file_is_and_that_it_is_new(self, store: Store, source: Path) -> None:
         stored = store.put(source, NAME, written(source, b"x"))
@@ -127,6 +128,14 @@ class StoreContract:
         assert names(store, "ab.") == ["ab.json", "ab.sql"]
         assert names(store, "zz") == []
 
+    def test_a_listing_tells_when_a_file_came_to_be_there(self, store: Store, source: Path) -> None:
+        before = datetime.now(UTC)
+        self.put(store, source, b"x")
+        store.put_note("note", "y")
+        for listed in store.list():
+            assert listed.modified.utcoffset() == timedelta(0)
+            assert abs(listed.modified - before) < timedelta(seconds=20)  # some stores know whole seconds
+
     # -- notes
 
     def test_a_note_takes_the_place_of_an_older_one(self, store: Store) -> None:
@@ -182,10 +191,26 @@ class StoreContract:
         self.put(store, source, b"other")
         assert store.read(NAME) == b"other"
 
+    # -- locks and unfinished uploads
+
+    def test_what_is_not_locked_or_not_there_has_no_lock(self, store: Store, source: Path) -> None:
+        self.put(store, source, b"x")
+        assert store.locked_until(NAME) is None
+        assert store.locked_until("backup_orders_20260314_120001.json") is None
+
+    def test_a_put_that_has_ended_is_no_unfinished_upload(self, store: Store, source: Path) -> None:
+        self.put(store, source, BIG)
+        assert list(store.unfinished()) == []
+
+    def test_an_upload_that_is_not_there_can_be_ended(self, store: Store, source: Path) -> None:
+        self.put(store, source, b"x")
+        store.abort(Upload(NAME, "0123456789abcdef", datetime.now(UTC)))
+        assert names(store) == [NAME]
+
     # -- probe
 
     def test_a_probe_leaves_nothing_and_touches_nothing(self, store: Store, source: Path) -> None:
         self.put(store, source, b"x")
         store.probe()
         store.probe()
-        assert list(store.list()) == [Listed(NAME, 1)]
+        assert [(listed.name, listed.bytes) for listed in store.list()] == [(NAME, 1)]

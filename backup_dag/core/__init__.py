@@ -11,16 +11,18 @@
       ▼
     local store ──► S3     ↑ fetch                store/
 
-The verbs (backup, offsite, verify, restore, rollback, doctor) string the stages together; the catalog
-knows which backups there are. A room imports only rooms below it:
+The verbs (backup, offsite, verify, cleanup, restore, rollback, doctor) string the stages together; the
+catalog knows which backups there are. A room imports only rooms below it:
 
     doctor
     tables
     restore  rollback
     plan
     obstacles  roles
-    alerts  backup  metrics  offsite  verify  proof
-    catalog  holds  reading  target
+    alerts  backup  metrics  offsite  verify  proof  cleanup
+    caution  judgement
+    cleaned  usual
+    catalog  holds  reading  target  retention  leftovers
     audit
     stages/  store/
     databases  delivery  key  privileges

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backup_dag.core.errors import BackupDagError, BackupNotFound, DiskError, IntegrityError, StoreError
+from backup_dag.core.errors import (
+    BackupDagError,
+    BackupNotFound,
+    DiskError,
+    IntegrityError,
+    StoreError,
+    StoreUnreachable,
+)
 from backup_dag.core.manifest import (
     MANIFEST,
     VERIFICATION,
@@ -151,10 +158,8 @@ class Catalog:
     def load(self, backup: BackupId) -> Backup:
         """A backup with its manifests and check results. Raises BackupNotFound."""
         copies = []
-        for store, listing in self._ask(lambda store: list(store.list(f"{backup}."))):
-            sizes = {listed.name: listed.bytes for listed in listing}
-            if backup.file(MANIFEST) in sizes:
-                copies.append(_copy(store, backup, sizes))
+        for _, copy in self._ask(lambda store: _copy_in(store, backup)):
+            copies += [copy] if copy else []
         if not copies:
             for error in self._missed.values():  # it may be there
                 raise error
@@ -262,9 +267,17 @@ def _without_manifest(store: Store, names: Iterable[str]) -> list[Stray]:
     return [Stray(store.address(name), why) for name in names]
 
 
+def _copy_in(store: Store, backup: BackupId) -> Copy | None:
+    """A store's copy. Raises StoreUnreachable where it stopped answering: then nothing is known of it."""
+    sizes = {listed.name: listed.bytes for listed in store.list(f"{backup}.")}
+    return _copy(store, backup, sizes) if backup.file(MANIFEST) in sizes else None
+
+
 def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
     try:
         manifest = read_manifest(store.read(backup.file(MANIFEST)), backup.file(MANIFEST))
+    except StoreUnreachable:
+        raise
     except BackupDagError as error:
         return Copy(store, None, None, f"{store.address(backup.file(MANIFEST))}: {error.message}")
     fault = ""

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -47,7 +48,7 @@ class BackupId:
             return None
         return found
 
-    @property
+    @cached_property
     def time(self) -> datetime:
         """The snapshot's time to the second, in UTC."""
         return datetime.strptime(self.stamp, _STAMP).replace(tzinfo=UTC)
@@ -62,6 +63,13 @@ class BackupId:
 _ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz(\.gpg)?")
 MANIFEST, CHECKSUM, VERIFICATION = "json", "sha256", "verify.json"
 """The endings of the files beside an artifact."""
+_BESIDE = re.compile(r"json|sha256|verify\.json|hold-[0-9]+-[0-9]+\.json")
+
+
+def owner_of(name: str) -> BackupId | None:
+    """The backup that a file is part of, or lies beside, by its name. None for a name that we never write."""
+    stem, _, ending = name.partition(".")
+    return BackupId.parse(stem) if _ENDING.fullmatch(ending) or _BESIDE.fullmatch(ending) else None
 
 
 class _Document(BaseModel):

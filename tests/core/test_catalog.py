@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backup_dag.core.catalog import Catalog, find, open_stores
-from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError, StoreError
+from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError, StoreError, StoreUnreachable
 from backup_dag.core.manifest import BackupId, Check, Manifest, Verification
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
@@ -224,6 +224,20 @@ def test_a_broken_local_copy_does_not_hide_the_good_one_offsite(
     found = Catalog(open_stores(both)).latest()
     assert [bool(copy.fault) for copy in found.copies] == [True, False]
     assert found.manifest == at(1)
+
+
+def test_a_bucket_that_stops_answering_is_missed_and_not_taken_for_damaged(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Silent(LocalStore):
+        def read(self, name: str) -> bytes:
+            raise StoreUnreachable(f"reading {name} failed")
+
+    lay_out(folder, at(1))
+    lay_out(tmp_path / "bucket", at(1))
+    found = Catalog([LocalStore(folder), Silent(tmp_path / "bucket")]).load(at(1).id)
+    assert [copy.fault for copy in found.copies] == [""]
+    assert [type(error) for error in found.missed] == [StoreUnreachable]
 
 
 def test_strays_of_the_bucket_are_named_by_their_address(both: Settings, offsite: S3Store) -> None:

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import os
 import resource
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from backup_dag.core.errors import (
     StoreUnreachable,
 )
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import Store
+from backup_dag.core.store.base import FOREVER, Store
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect, part_size
 from backup_dag.core.stream import BLOCK, Passed
@@ -283,6 +284,66 @@ def test_encryption_storage_class_and_lock_are_on_the_object(
         client.delete_object(Bucket=bucket, Key="small", VersionId=version)
 
 
+@pytest.fixture
+def locking(s3: S3Server, settings: Settings, bucket: str) -> S3Store:
+    """A store in a bucket with Object Lock, whose own settings lock nothing."""
+    s3.create_bucket(f"{bucket}-locking", object_lock=True)
+    return S3Store(s3.client(), of(settings, f"{bucket}-locking", backup_s3_prefix="p/"))
+
+
+def test_a_lock_is_told_with_its_end_and_ends_by_itself(
+    locking: S3Store, client: Any, bucket: str, tmp_path: Path
+) -> None:
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    lock = {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": end}
+    client.put_object(Bucket=f"{bucket}-locking", Key=f"p/{NAME}", Body=b"x", **lock)
+    assert locking.locked_until(NAME) == end
+    deadline = time.monotonic() + 20
+    while locking.locked_until(NAME) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert datetime.now(UTC) >= end
+
+
+def test_a_legal_hold_has_no_end_until_it_is_lifted(locking: S3Store, client: Any, bucket: str) -> None:
+    locking.put_note(NAME, "x")
+    there = {"Bucket": f"{bucket}-locking", "Key": f"p/{NAME}"}
+    client.put_object_legal_hold(**there, LegalHold={"Status": "ON"})
+    assert locking.locked_until(NAME) == FOREVER
+    client.put_object_legal_hold(**there, LegalHold={"Status": "OFF"})
+    assert locking.locked_until(NAME) is None
+
+
+def test_a_bucket_that_keeps_versions_shows_no_removed_file_and_takes_it_anew(
+    locking: S3Store, tmp_path: Path
+) -> None:
+    locking.put(tmp_path / "a", NAME, written(tmp_path / "a", b"first"))
+    locking.remove(NAME)
+    locking.remove(NAME)
+    assert names(locking) == []
+    assert locking.locked_until(NAME) is None
+    with pytest.raises(BackupNotFound):
+        locking.read(NAME)
+    assert locking.put(tmp_path / "a", NAME, written(tmp_path / "a", b"second")).new
+    assert locking.read(NAME) == b"second"
+
+
+def test_unfinished_uploads_of_our_prefix_are_told_and_ended(
+    bucket: str, client: Any, settings: Settings
+) -> None:
+    store = S3Store(client, of(settings, bucket, backup_s3_prefix="p/"))
+    before = datetime.now(UTC)
+    for key in ("p/backup_a", "p/backup_b", "q/backup_a"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 100)
+    assert sorted(upload.name for upload in store.unfinished()) == ["backup_a", "backup_b"]
+    [found] = store.unfinished("backup_b")
+    assert abs(found.begun - before) < timedelta(seconds=20)
+    store.abort(found)
+    store.abort(found)
+    assert sorted(open_uploads(client, bucket)) == ["p/backup_a", "q/backup_a"]
+
+
 def every_use(store: Store, source: Path) -> list[Any]:
     expected = written(source, b"x")
     return [
@@ -291,6 +352,7 @@ def every_use(store: Store, source: Path) -> list[Any]:
         lambda: store.put_note("note", "text"),
         lambda: store.read(NAME),
         lambda: store.fetch(NAME, Gathered()),
+        lambda: list(store.unfinished()),
         store.probe,
     ]
 

@@ -2,19 +2,34 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.stream import Observer, Writer
 
+FOREVER = datetime.max.replace(tzinfo=UTC)
+"""The end of a lock that has none."""
+
 
 @dataclass(frozen=True)
 class Listed:
-    """A file as a listing names it."""
+    """A file as a listing names it. `modified` is when it came to be there, by the store's clock: good for
+    telling what is still being written from what was left, and never a backup's time."""
 
     name: str
     bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload that was begun, and neither ended nor aborted. `id` is the store's own."""
+
+    name: str
+    id: str
+    begun: datetime
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,21 @@ class Store(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file; one that is not there is no error. Ask `locked_until` first: a bucket that locks
+        hides a locked file all the same."""
+        ...
+
+    def locked_until(self, name: str) -> datetime | None:
+        """Until when the store protects a file from being removed: FOREVER for a lock without an end, None
+        where there is no lock, it has ended, or there is no such file."""
+        ...
+
+    def unfinished(self, beginning: str = "") -> Iterator[Upload]:
+        """The uploads, of names that begin so, that are under way or were left by a run that died."""
+        ...
+
+    def abort(self, upload: Upload) -> None:
+        """Ends an upload, and frees what it holds; one that has ended is no error."""
         ...
 
     def probe(self) -> bool:

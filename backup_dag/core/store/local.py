@@ -4,13 +4,14 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from errno import EEXIST
 from pathlib import Path
 
 from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError
 from backup_dag.core.manifest import Bytes
-from backup_dag.core.store.base import Listed, Stored
+from backup_dag.core.store.base import Listed, Stored, Upload
 from backup_dag.core.stream import BLOCK, Observer, Writer
 from backup_dag.core.work import disk_error
 
@@ -33,7 +34,9 @@ class LocalStore:
             entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
         for entry in entries:
             if entry.name.startswith(beginning) and not entry.name.startswith(".") and entry.is_file():
-                yield Listed(entry.name, entry.stat().st_size)
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    found = entry.stat()
+                    yield Listed(entry.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def put(self, source: Path, name: str, expected: Bytes, observer: Observer | None = None) -> Stored:
         """Moves a file of the same file system into place: durable first, then named, never over another."""
@@ -99,6 +102,15 @@ class LocalStore:
         with self._explained("removing", name):
             (self.folder / name).unlink(missing_ok=True)
             _sync(self.folder)
+
+    def locked_until(self, name: str) -> datetime | None:
+        return None
+
+    def unfinished(self, beginning: str = "") -> Iterator[Upload]:
+        yield from ()  # what is being written lies in a run's work directory, which the next run sweeps
+
+    def abort(self, upload: Upload) -> None:
+        pass
 
     def probe(self) -> bool:
         name, text = f".probe-{os.getpid()}", "write, read, remove"

@@ -31,13 +31,17 @@ from backup_dag.core.errors import (
 )
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import Listed, Stored
+from backup_dag.core.store.base import FOREVER, Listed, Stored, Upload
 from backup_dag.core.stream import BLOCK, Hashing, Meter, Observer, Writer
 
 _SMALLEST_PART = 8 * BLOCK
 _MOST_PARTS = 10_000  # S3's limit for one object (Amazon S3 User Guide, "multipart upload limits")
 _AT_A_TIME = 4
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
+_DENIED = {"AccessDenied", "403"}
+_MAY_NOT_REMOVE = (
+    "let this user delete in the bucket (deploy/s3-policy-cleanup.json), or clean up with one who may"
+)
 _REFUSALS = {
     "NoSuchBucket": "see AWS_S3_BUCKET, or create the bucket",
     "AccessDenied": "let this user list, get and put in the bucket; deploy/ has a policy to copy",
@@ -104,7 +108,8 @@ class S3Store:
             )
             for page in pages:
                 for found in page.get("Contents", ()):
-                    yield Listed(found["Key"].removeprefix(self._prefix), found["Size"])
+                    name = found["Key"].removeprefix(self._prefix)
+                    yield Listed(name, found["Size"], found["LastModified"].astimezone(UTC))
 
     def put(self, source: Path, name: str, expected: Bytes, observer: Observer | None = None) -> Stored:
         """Uploads in parts sized for the file; counts only once the server's checksum is ours."""
@@ -187,16 +192,27 @@ class S3Store:
 
     def _abort_unfinished(self, name: str) -> None:
         """Uploads of this very object that a dead run left open. Not being allowed to look is no error."""
-        key = self._prefix + name
-        with suppress(StoreError), self._explained(f"looking for unfinished uploads of {self.address(name)}"):
+        with suppress(StoreError):
+            for upload in [upload for upload in self.unfinished(name) if upload.name == name]:
+                self.abort(upload)
+
+    def unfinished(self, beginning: str = "") -> Iterator[Upload]:
+        with self._explained(f"looking for unfinished uploads in {self.address()}"):
             for page in self._s3.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=key
+                Bucket=self._bucket, Prefix=self._prefix + beginning
             ):
-                for upload in page.get("Uploads", ()):
-                    if upload["Key"] == key:
-                        self._s3.abort_multipart_upload(
-                            Bucket=self._bucket, Key=key, UploadId=upload["UploadId"]
-                        )
+                for found in page.get("Uploads", ()):
+                    name = found["Key"].removeprefix(self._prefix)
+                    yield Upload(name, found["UploadId"], found["Initiated"].astimezone(UTC))
+
+    def abort(self, upload: Upload) -> None:
+        with (
+            self._explained(f"ending the upload of {self.address(upload.name)}"),
+            suppress(self._s3.exceptions.NoSuchUpload),
+        ):
+            self._s3.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._prefix + upload.name, UploadId=upload.id
+            )
 
     def put_note(self, name: str, text: str) -> None:
         with self._explained(f"writing {self.address(name)}"):
@@ -217,8 +233,16 @@ class S3Store:
             return bytes(found["Body"].read())
 
     def remove(self, name: str) -> None:
-        with self._explained(f"removing {self.address(name)}"):
+        with self._explained(f"removing {self.address(name)}", denied=_MAY_NOT_REMOVE):
             self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    def locked_until(self, name: str) -> datetime | None:
+        """As the server tells those who may see it (s3:GetObjectRetention, s3:GetObjectLegalHold)."""
+        head = self._head(name) or {}
+        if head.get("ObjectLockLegalHoldStatus") == "ON":
+            return FOREVER
+        until: datetime | None = head.get("ObjectLockRetainUntilDate")
+        return until.astimezone(UTC) if until and until > datetime.now(UTC) else None
 
     def probe(self) -> bool:
         name, text = ".probe", "write, read, remove"
@@ -234,7 +258,8 @@ class S3Store:
         return True
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
+    def _explained(self, doing: str, denied: str = "") -> Iterator[None]:
+        """Errors in our words; `denied` is the hint where the user may not do this."""
         try:
             yield
         except (NoCredentialsError, PartialCredentialsError) as error:
@@ -248,7 +273,7 @@ class S3Store:
                 hint="see AWS_S3_BUCKET (a bucket's name alone) and BACKUP_S3_PREFIX",
             ) from error
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise _in_our_words(doing, error) from error
+            raise _in_our_words(doing, error, denied) from error
 
 
 class _Sink:
@@ -294,7 +319,7 @@ def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _in_our_words(doing: str, error: Exception) -> BackupDagError:
+def _in_our_words(doing: str, error: Exception, denied: str) -> BackupDagError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ClientError):
         cause = cause.__cause__ or cause.__context__
@@ -311,4 +336,6 @@ def _in_our_words(doing: str, error: Exception) -> BackupDagError:
     said = f"{doing} failed: {answer['Error'].get('Message') or code} ({code})"
     if status >= 500 and code not in _REFUSALS:
         return StoreUnreachable(said, hint="the server had trouble; run it again in a while")
+    if denied and code in _DENIED:
+        return StoreError(said, hint=denied)
     return StoreError(said, hint=_REFUSALS.get(code, "see what the server refuses, and its log"))

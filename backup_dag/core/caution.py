@@ -1,0 +1,91 @@
+"""What stands against removing anything: signs that the newest backups are not what they should be.
+
+An old backup is worth most when the new ones are bad, so nothing goes until they are known to be good.
+"""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from backup_dag.core.catalog import Backup
+from backup_dag.core.errors import GuardRefused
+from backup_dag.core.manifest import Manifest
+from backup_dag.core.retention import ASIDE
+from backup_dag.core.settings import Settings
+
+_NIGHTS_BEFORE = 7
+_FEW = 2  # so many may always go: a night's own, and one that was late
+_CLOCKS_APART = timedelta(hours=1)
+
+
+def against_removing(
+    settings: Settings,
+    database: str,
+    backups: Sequence[Backup],
+    now: datetime,
+    *,
+    force: bool = False,
+    unverified: bool = False,
+) -> GuardRefused | None:
+    """Why nothing of a database may be removed now; None where something may.
+
+    `backups` are all of it, the newest first. `force` goes on although sizes or clocks look wrong,
+    `unverified` although nobody has read the newest to its end.
+    """
+    if not force and (ahead := [backup for backup in backups if backup.id.time > now + _CLOCKS_APART]):
+        return GuardRefused(
+            f"{ahead[0].id} is dated in the future: a clock is wrong, or was",
+            hint="see the clocks of this host and of the database server (backup-dag doctor); if they are"
+            " right now, move that backup's files away, or use --force",
+        )
+    nights = [(backup, manifest) for backup, manifest in _regular(backups) if backup.id.time <= now]
+    if not nights:
+        return GuardRefused(
+            f"there is no good backup of {database}", hint="make one and verify it: backup-dag backup"
+        )
+    newest = nights[0][0]
+    if not unverified and not any(copy.read_to_its_end for copy in newest.copies):
+        return GuardRefused(
+            f"the newest good backup of {database}, {newest.id}, was never read to its end",
+            hint=f"backup-dag verify {newest.id}; or clean up all the same with --unverified",
+        )
+    return None if force else _against_size(settings, [manifest for _, manifest in nights])
+
+
+def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
+    """The good ones that stand for their days, with their manifests."""
+    for backup in backups:
+        if backup.good:
+            manifest = next(copy.manifest for copy in backup.copies if copy.good and copy.manifest)
+            if manifest.reason not in ASIDE:
+                yield backup, manifest
+
+
+def _against_size(settings: Settings, nights: Sequence[Manifest]) -> GuardRefused | None:
+    newest, before = nights[0], nights[1 : 1 + _NIGHTS_BEFORE]
+    if not before:
+        return None
+    usual = statistics.median(manifest.dump.bytes for manifest in before)
+    least = usual * (100 - settings.backup_shrink_percent) / 100
+    most = usual * (100 + settings.backup_growth_percent) / 100
+    if least <= newest.dump.bytes <= most:
+        return None
+    did = "shrank" if newest.dump.bytes < least else "grew"
+    return GuardRefused(
+        f"the newest backup of {newest.database}, {newest.backup}, {did}: {newest.dump.bytes:,} bytes of"
+        f" dump, and the median of the {len(before)} before it is {usual:,.0f}",
+        hint="see whether the database is as it should be (BACKUP_SHRINK_PERCENT, BACKUP_GROWTH_PERCENT); if"
+        " it is, backup-dag cleanup --force",
+    )
+
+
+def against_so_many(settings: Settings, place: str, going: int, there: int) -> GuardRefused | None:
+    """Why so many of the backups in a place may not go at once; None where they may."""
+    most = max(_FEW, there * settings.backup_cleanup_most_percent // 100)
+    if going <= most:
+        return None
+    return GuardRefused(
+        f"{going} of {there} backups in {place} would go, and {most} may in one run",
+        hint="look at them with backup-dag cleanup --dry-run; if that is meant, backup-dag cleanup --force"
+        " (BACKUP_CLEANUP_MOST_PERCENT is the limit)",
+    )

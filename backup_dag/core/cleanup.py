@@ -1,0 +1,144 @@
+"""Removes the backups that the policy lets go, and what dead runs left: carefully, or not at all.
+
+Of each backup the manifest goes first, so whatever ends a cleanup half-way leaves whole backups, and files
+without a manifest, which the next one removes. Each store has its policy: the bucket the full one, and so
+the local folder, unless BACKUP_LOCAL_RETENTION_DAYS says for how long it keeps what the bucket has too.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from backup_dag.core.caution import against_removing, against_so_many
+from backup_dag.core.cleaned import Cleaned, Judged, Report
+from backup_dag.core.errors import BackupDagError, DiskError, StoreError
+from backup_dag.core.holds import is_held
+from backup_dag.core.judgement import IN_USE, Judgement, load_all
+from backup_dag.core.manifest import CHECKSUM, MANIFEST, BackupId, owner_of
+from backup_dag.core.settings import Settings
+from backup_dag.core.store.base import Listed, Store
+from backup_dag.core.work import one_at_a_time
+
+
+@dataclass(frozen=True)
+class Leave:
+    """What a cleanup may do. `force`: although it would remove many, or sizes or clocks look wrong;
+    `unverified`: although the newest backup was never read to its end."""
+
+    dry_run: bool = False
+    force: bool = False
+    unverified: bool = False
+
+
+def clean_up(
+    settings: Settings,
+    stores: Sequence[Store],
+    configured: Collection[str],
+    leave: Leave,
+    *,
+    only: str | None = None,
+    now: datetime | None = None,
+) -> Report:
+    """Cleans every configured database (or `only` one of them), one after the other, in every store.
+
+    `stores` must be all that are in use: a copy goes sooner where another store has one. A dry run asks the
+    same questions, and changes nothing. What a guard refused, and what failed, stands in the report; it
+    keeps no other database from being cleaned.
+
+    Raises:
+        StoreError, StoreUnreachable, DiskError: a store could not be asked at all. Nothing was removed.
+    """
+    now = now or datetime.now(UTC)
+    report = Report(leave.dry_run, foreign=_foreign(stores, configured))
+    for database in [only] if only else configured:
+        # copy_offsite's lock: meanwhile nothing is uploaded, and nobody else cleans up
+        alone = one_at_a_time(settings.backup_dir, f"copy-{database}")
+        try:
+            with nullcontext() if leave.dry_run else alone:
+                report.cleaned += _cleaned(settings, stores, database, leave, now)
+        except BackupDagError as error:
+            report.failed[database] = error
+            if error.retryable:  # the next would wait for it too
+                break
+    return report
+
+
+def _foreign(stores: Sequence[Store], configured: Collection[str]) -> dict[str, int]:
+    """How many backups there are of each database that is not configured."""
+    ids: set[BackupId] = set()
+    for store in stores:
+        try:
+            owners = [owner_of(listed.name) for listed in store.list("backup_")]
+        except (StoreError, DiskError) as error:
+            said = f"{error.message}; nothing was removed from any store, since it is not known what is there"
+            raise type(error)(said, hint=error.hint) from error
+        ids |= {owner for owner in owners if owner and owner.database not in configured}
+    return dict(Counter(each.database for each in ids))
+
+
+def _cleaned(
+    settings: Settings, stores: Sequence[Store], database: str, leave: Leave, now: datetime
+) -> list[Cleaned]:
+    """One database: every store is looked at before anything is removed."""
+    backups = load_all(stores, database)
+    judgement = Judgement(settings, stores, database, backups, now)
+    found = [judgement.of(store) for store in stores]
+    refused = against_removing(
+        settings, database, backups, now, force=leave.force, unverified=leave.unverified
+    )
+    for store, cleaned in zip(stores, found, strict=True):
+        if cleaned.going:
+            many = against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all))
+            cleaned.refused = refused or (None if leave.force else many)
+        if not leave.dry_run:
+            _remove_from(store, cleaned)
+    return found
+
+
+def _remove_from(store: Store, cleaned: Cleaned) -> None:
+    """Removes what goes, the oldest first, and ends dead uploads. Stops at the first failure."""
+    try:
+        for upload in cleaned.uploads:
+            store.abort(upload)
+        if cleaned.refused is None:
+            for judged in reversed(cleaned.judged):
+                if judged.fate == "goes":
+                    _remove(store, judged, whole=True)
+            for orphan in reversed(cleaned.orphans):
+                if orphan.fate == "goes":
+                    _remove(store, orphan, whole=False)
+    except BackupDagError as error:
+        cleaned.failed = error
+
+
+def _remove(store: Store, judged: Judged, *, whole: bool) -> None:
+    """Removes a copy's files, in the reverse order of writing; or, not `whole`, what is left of one.
+
+    Looks again first: someone may have taken hold of it, or have made it whole, since it was judged.
+    """
+    files = [listed for listed in store.list(f"{judged.id}.") if owner_of(listed.name) == judged.id]
+    has_manifest = any(listed.name == judged.id.file(MANIFEST) for listed in files)
+    if has_manifest != whole:
+        judged.fate, judged.reasons = "stays", ("it has changed since it was looked at",)
+    elif is_held(store, judged.id):
+        judged.fate, judged.reasons = "stays", (IN_USE,)
+    else:
+        for listed in _manifest_first(judged.id, files):
+            store.remove(listed.name)
+        judged.removed = True
+
+
+def _manifest_first(backup: BackupId, files: Iterable[Listed]) -> list[Listed]:
+    """The reverse order of writing, the notes beside the backup last."""
+
+    def place(listed: Listed) -> int:
+        ending = listed.name.removeprefix(f"{backup}.")
+        if ending in (MANIFEST, CHECKSUM):
+            return (MANIFEST, CHECKSUM).index(ending)
+        if ending.endswith(".json"):
+            return 4
+        return 2 if ending.startswith("globals.") else 3
+
+    return sorted(files, key=place)

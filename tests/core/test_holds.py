@@ -1,0 +1,87 @@
+"""Holds: a backup that somebody reads is held, and one whose reader died is let go of by itself."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from backup_dag.core.errors import DiskError
+from backup_dag.core.holds import held, is_held
+from backup_dag.core.manifest import owner_of
+from backup_dag.core.store.local import LocalStore
+from tests.core.made import NOON, lay_out, manifest
+
+ID, OTHER = manifest().id, manifest(time=NOON + timedelta(minutes=1)).id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    lay_out(tmp_path)
+    return LocalStore(tmp_path)
+
+
+def left(store: LocalStore, text: str, age: timedelta = timedelta(0)) -> None:
+    """A hold whose holder is gone, put there so long ago."""
+    path = store.folder / ID.file("hold-1-120000000000.json")
+    path.write_text(text)
+    then = (datetime.now(UTC) - age).timestamp()
+    os.utime(path, (then, then))
+
+
+def until(moment: datetime) -> str:
+    return json.dumps({"until": moment.isoformat()})
+
+
+def test_a_backup_is_held_while_the_block_runs_and_no_other_is(store: LocalStore) -> None:
+    before = sorted(store.folder.iterdir())
+    with held(store, ID):
+        assert is_held(store, ID)
+        assert not is_held(store, OTHER)
+        [hold] = [listed.name for listed in store.list() if ".hold-" in listed.name]
+        assert owner_of(hold) == ID
+    assert not is_held(store, ID)
+    assert sorted(store.folder.iterdir()) == before
+
+
+def test_two_may_hold_it_and_the_first_to_leave_lets_the_other_be(store: LocalStore) -> None:
+    with held(store, ID):
+        with held(store, ID):
+            pass
+        assert is_held(store, ID)
+
+
+def test_a_hold_ends_at_its_time_by_itself(store: LocalStore) -> None:
+    left(store, until(datetime.now(UTC) + timedelta(minutes=1)))
+    assert is_held(store, ID)
+    left(store, until(datetime.now(UTC) - timedelta(minutes=1)))
+    assert not is_held(store, ID)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"until": 3}', '{"until": "soon"}', "{}"])
+def test_a_hold_that_says_nothing_ends_two_days_after_it_was_put(store: LocalStore, text: str) -> None:
+    left(store, text)
+    assert is_held(store, ID)
+    left(store, text, timedelta(hours=49))
+    assert not is_held(store, ID)
+
+
+def test_a_hold_that_is_let_go_of_while_it_is_looked_at_is_none(store: LocalStore) -> None:
+    class Leaving(LocalStore):
+        def read(self, name: str) -> bytes:
+            self.remove(name)
+            return super().read(name)
+
+    left(store, until(datetime.now(UTC) + timedelta(minutes=1)))
+    assert not is_held(Leaving(store.folder), ID)
+
+
+def test_a_hold_that_cannot_be_read_is_not_taken_for_none(store: LocalStore) -> None:
+    class Failing(LocalStore):
+        def read(self, name: str) -> bytes:
+            raise DiskError(f"reading {name} failed")
+
+    left(store, until(datetime.now(UTC) + timedelta(minutes=1)))
+    with pytest.raises(DiskError):
+        is_held(Failing(store.folder), ID)
