@@ -1,5 +1,7 @@
 """backup-dag list."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -7,7 +9,10 @@ import click
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, as_json, cli, error_document, one_database, say_what_was_missed
 from backup_dag.core.catalog import Backup, Catalog, open_stores
-from backup_dag.core.settings import load
+from backup_dag.core.manifest import BackupId
+from backup_dag.core.nights import today
+from backup_dag.core.settings import Settings, load
+from backup_dag.core.strip import DAYS, LEGEND, strip
 
 
 @cli.command("list", epilog=EPILOG)
@@ -19,7 +24,8 @@ from backup_dag.core.settings import load
 @as_json
 def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> None:
     """List backups, newest first, with their copies: from the stores alone, without Dagster."""
-    catalog = Catalog(open_stores(load()))
+    settings = load()
+    catalog = Catalog(open_stores(settings))
     survey = catalog.survey(database)
     shown = [catalog.load(backup) for backup in survey.ids[(page - 1) * limit : page * limit]]
     if as_json:
@@ -28,6 +34,7 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
                 "backups": [_as_document(backup) for backup in shown],
                 "total": len(survey.ids),
                 "page": page,
+                "last_days": _strips(settings, catalog, survey.ids, database),
                 "strays": [{"address": stray.address, "why": stray.why} for stray in survey.strays],
                 "missed": [error_document(error) for error in survey.missed],
             }
@@ -39,6 +46,10 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
         [_as_row(backup) for backup in shown],
         right=["age", "size", "rows"],
     )
+    if page == 1:
+        for name, signs in _strips(settings, catalog, survey.ids, database).items():
+            terminal.show(f"{signs}  {name}, the last {DAYS} days")
+        terminal.say(LEGEND if survey.ids else "")
     last = page * limit
     if len(survey.ids) > last:
         terminal.say(f"{len(survey.ids) - last} older ones: backup-dag list --page {page + 1}")
@@ -55,6 +66,20 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
     for stray in survey.strays:
         terminal.say(f"left alone: {terminal.one_line(stray.address)} ({stray.why})")
     say_what_was_missed(survey.missed)
+
+
+def _strips(
+    settings: Settings, catalog: Catalog, ids: Sequence[BackupId], database: str | None
+) -> dict[str, str]:
+    """The last thirty days of each database. Reads the manifests of that time, and of no other."""
+    now = datetime.now(UTC)
+    first = now - timedelta(days=DAYS + 1)
+    recent = [backup for backup in ids if first <= backup.time <= now]
+    names = [database] if database else sorted({backup.database for backup in ids})
+    return {
+        name: strip([catalog.load(each) for each in recent if each.database == name], today(settings, now))
+        for name in names
+    }
 
 
 def _as_row(backup: Backup) -> list[str]:

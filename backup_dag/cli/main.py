@@ -8,7 +8,7 @@ from types import FrameType
 import click
 
 from backup_dag import terminal
-from backup_dag.cli import backup, cleanup, doctor, listing, metrics, restore, verify  # noqa: F401
+from backup_dag.cli import backup, cleanup, doctor, listing, metrics, restore, verify, watch  # noqa: F401
 from backup_dag.cli.group import Told, cli, error_document
 from backup_dag.core.errors import INTERRUPTED, BackupDagError
 

@@ -1,14 +1,23 @@
 """backup-dag verify."""
 
+from datetime import UTC, datetime
+
 import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database, say_what_was_missed
 from backup_dag.core.catalog import Backup, Catalog, find, open_stores
-from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, IntegrityError
+from backup_dag.core.errors import (
+    BackupDagError,
+    BackupNotFound,
+    ConfigurationError,
+    DeliveryFailed,
+    IntegrityError,
+)
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.verify import examine, record
+from backup_dag.core.watch import beat
 
 
 @cli.command(epilog=EPILOG)
@@ -55,8 +64,18 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
             f"{' and '.join(failed)} did not pass",
             hint="keep the copy that passed; if none did, take a backup now and look at the disk or bucket",
         )
+    _beat(settings)
     if store != "local":
         say_what_was_missed(meant[0].missed)
+
+
+def _beat(settings: Settings) -> None:
+    """The dead man's switch, if there is one. What was verified is, whether or not it can be reached."""
+    try:
+        for name in beat(settings, datetime.now(UTC)):
+            terminal.say(f"{name} is well off-site: the heartbeat was sent")
+    except DeliveryFailed as failed:
+        terminal.say(f"warning: {failed}")
 
 
 def _meant(settings: Settings, reference: str, database: str | None) -> list[Backup]:

@@ -3,17 +3,15 @@
 An old backup is worth most when the new ones are bad, so nothing goes until they are known to be good.
 """
 
-import statistics
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.retention import ASIDE
 from backup_dag.core.settings import Settings
+from backup_dag.core.usual import changes
 
-_NIGHTS_BEFORE = 7
 _FEW = 2  # so many may always go: a night's own, and one that was late
 _CLOCKS_APART = timedelta(hours=1)
 
@@ -57,23 +55,17 @@ def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
     for backup in backups:
         if backup.good:
             manifest = next(copy.manifest for copy in backup.copies if copy.good and copy.manifest)
-            if manifest.reason not in ASIDE:
+            if manifest.is_of_a_night:
                 yield backup, manifest
 
 
 def _against_size(settings: Settings, nights: Sequence[Manifest]) -> GuardRefused | None:
-    newest, before = nights[0], nights[1 : 1 + _NIGHTS_BEFORE]
-    if not before:
+    newest, *before = nights
+    odd = [str(change) for change in changes(settings, newest, before) if not change.as_usual]
+    if not odd:
         return None
-    usual = statistics.median(manifest.dump.bytes for manifest in before)
-    least = usual * (100 - settings.backup_shrink_percent) / 100
-    most = usual * (100 + settings.backup_growth_percent) / 100
-    if least <= newest.dump.bytes <= most:
-        return None
-    did = "shrank" if newest.dump.bytes < least else "grew"
     return GuardRefused(
-        f"the newest backup of {newest.database}, {newest.backup}, {did}: {newest.dump.bytes:,} bytes of"
-        f" dump, and the median of the {len(before)} before it is {usual:,.0f}",
+        f"the newest backup of {newest.database}, {newest.backup}, is out of line: {'; '.join(odd)}",
         hint="see whether the database is as it should be (BACKUP_SHRINK_PERCENT, BACKUP_GROWTH_PERCENT); if"
         " it is, backup-dag cleanup --force",
     )

@@ -6,11 +6,12 @@ the local folder, unless BACKUP_LOCAL_RETENTION_DAYS says for how long it keeps 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from backup_dag.core.audit import Entry, audited
 from backup_dag.core.caution import against_removing, against_so_many
 from backup_dag.core.cleaned import Cleaned, Judged, Report
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
@@ -56,13 +57,27 @@ def clean_up(
         # copy_offsite's lock: meanwhile nothing is uploaded, and nobody else cleans up
         alone = one_at_a_time(settings.backup_dir, f"copy-{database}")
         try:
-            with nullcontext() if leave.dry_run else alone:
-                report.cleaned += _cleaned(settings, stores, database, leave, now)
+            with nullcontext() if leave.dry_run else alone, _noted(settings, database, leave) as entry:
+                found = _cleaned(settings, stores, database, leave, now)
+                entry["removed"] = {each.place: [str(j.id) for j in each.all if j.removed] for each in found}
+                if errors := [error for each in found for error in (each.failed, each.refused) if error]:
+                    entry.failed(errors[0].message)
+                report.cleaned += found
         except BackupDagError as error:
             report.failed[database] = error
             if error.retryable:  # the next would wait for it too
                 break
     return report
+
+
+@contextmanager
+def _noted(settings: Settings, database: str, leave: Leave) -> Iterator[Entry]:
+    """What is removed is noted in the audit log; a dry run removes nothing, and is not."""
+    if leave.dry_run:
+        yield Entry("cleanup", database, None)
+        return
+    with audited(settings.backup_dir, "cleanup", database, force=leave.force) as entry:
+        yield entry
 
 
 def _foreign(stores: Sequence[Store], configured: Collection[str]) -> dict[str, int]:

@@ -18,7 +18,8 @@ from backup_dag.core.errors import ConfigurationError, IntegrityError
 
 SCHEMA_VERSION = 1
 Reason = Literal["scheduled", "manual", "late", "pre_restore", "drill"]
-_NO_NIGHT = ("pre_restore", "drill")
+ASIDE: frozenset[Reason] = frozenset({"pre_restore", "drill"})
+"""Made for a purpose of their own: they stand for no day, and never for the newest good or proven one."""
 
 _ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
 _STAMP = "%Y%m%d_%H%M%S"
@@ -226,7 +227,7 @@ class Manifest(_Document):
     @property
     def is_of_a_night(self) -> bool:
         """Whether it counts for its day. What a restore was to undo does not, nor does a drill's."""
-        return self.reason not in _NO_NIGHT
+        return self.reason not in ASIDE
 
     @property
     def files(self) -> list[File]:

@@ -18,11 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from backup_dag.core.manifest import BackupId, Reason
+from backup_dag.core.manifest import ASIDE, BackupId, Reason
 from backup_dag.core.settings import Settings
-
-ASIDE: frozenset[Reason] = frozenset({"pre_restore", "drill"})
-"""Made for a purpose of their own: they stand for no day, and never for the newest good or proven one."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ A check that passes over nothing is none: where there is no night before, or no 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import (
@@ -20,8 +20,10 @@ from dagster import (
     asset_check,
 )
 
+from backup_dag.core import watch
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.databases import Database
+from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import Check, Manifest
 from backup_dag.core.nights import SLACK, night
 from backup_dag.core.settings import Settings
@@ -131,6 +133,10 @@ def content_verified_key(settings: Settings, database: Database) -> AssetCheckKe
     return AssetCheckKey(verified_asset(settings, database), CONTENT)
 
 
+def alerts_key(database: Database) -> AssetCheckKey:
+    return AssetCheckKey(AssetKey([database.name, "database"]), ALERTS)
+
+
 def verdict_on_check(asset: AssetKey, name: str, backup: str, where: str, check: Check) -> Verdict:
     """A check of a copy that was made, now or before."""
     what = "digest" if name == CONTENT else "byte"
@@ -185,6 +191,10 @@ def content_verified(settings: Settings, database: Database) -> AssetChecksDefin
     def check(context: AssetCheckExecutionContext) -> AssetCheckResult:
         with in_dagsters_words():
             backup, copy, made = verify_latest(settings, database.name, progress(context, "verified"))
+        try:
+            watch.beat(settings, datetime.now(UTC))
+        except BackupDagError as error:  # the backup is verified all the same; the silence will be noticed
+            context.log.warning(str(error))
         where = copy.store.address(backup.manifest.artifact.name)
         return verdict_on_check(asset, CONTENT, str(backup.id), where, made).result()
 

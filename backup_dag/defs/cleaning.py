@@ -32,7 +32,7 @@ from backup_dag.core.databases import Database
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.settings import Settings
 from backup_dag.defs.checks import CONTENT
-from backup_dag.defs.jobs import verify_job
+from backup_dag.defs.jobs import AssetJob
 from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.watching import database_of
 from backup_dag.defs.words import in_dagsters_words
@@ -98,14 +98,14 @@ def _said_of(report: Report) -> dict[str, Any]:
 
 
 def cleanup_after_verified(
-    settings: Settings, databases: Sequence[Database], cleanup: JobDefinition
+    settings: Settings, databases: Sequence[Database], verifying: Sequence[AssetJob], cleanup: JobDefinition
 ) -> SensorDefinition:
     """After each verification that passed."""
 
     @run_status_sensor(
         run_status=DagsterRunStatus.SUCCESS,
         name="cleanup_after_verified",
-        monitored_jobs=[verify_job(settings, database) for database in databases],
+        monitored_jobs=list(verifying),
         request_job=cleanup,
         minimum_interval_seconds=30,
         default_status=sensor_status(settings),

@@ -24,7 +24,7 @@ from backup_dag.core.concerns import missed_nights
 from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
 from backup_dag.defs.assets import MISSED
-from backup_dag.defs.jobs import backup_job, backup_job_name
+from backup_dag.defs.jobs import AssetJob, backup_job_name
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
 
 _PAUSE = timedelta(minutes=30)
@@ -32,13 +32,13 @@ _PAUSE = timedelta(minutes=30)
 
 
 def missed_backups(
-    settings: Settings, databases: Sequence[Database], clock: Clock = the_time
+    settings: Settings, databases: Sequence[Database], jobs: Sequence[AssetJob], clock: Clock = the_time
 ) -> SensorDefinition:
     """Every five minutes: asks for the backups of nights that have none, and can still be captured."""
 
     @sensor(
         name="missed_backups",
-        jobs=[backup_job(settings, database) for database in databases],
+        jobs=list(jobs),
         minimum_interval_seconds=300,
         default_status=sensor_status(settings),
         description="Asks for the backups of nights that have none, while they still mean something.",

@@ -55,6 +55,20 @@ def nightly_verification(settings: Settings, database: Database) -> ScheduleDefi
     return nightly
 
 
+def digests(settings: Settings) -> ScheduleDefinition:
+    """The summary at eight: every day, or on Mondays, or never by itself."""
+    weekly = settings.backup_digest == "weekly"
+    running = settings.backup_digest != "off" and settings.backup_schedules == "on"
+    return ScheduleDefinition(
+        name="digest_schedule",
+        job_name="digest",
+        cron_schedule="0 8 * * 1" if weekly else "0 8 * * *",
+        execution_timezone=settings.backup_timezone,
+        default_status=DefaultScheduleStatus.RUNNING if running else DefaultScheduleStatus.STOPPED,
+        description="Send a summary of all backups (BACKUP_DIGEST).",
+    )
+
+
 def daily_at(moment: time) -> str:
     """A time of day in cron's words."""
     return f"{moment.minute} {moment.hour} * * *"

@@ -15,18 +15,25 @@ from dagster import (
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    JobDefinition,
+    MetadataValue,
+    OpExecutionContext,
+    Output,
     RunStatusSensorContext,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
     SkipReason,
     asset_check,
+    in_process_executor,
+    job,
+    op,
     run_status_sensor,
     sensor,
 )
 
 from backup_dag.core import watch
-from backup_dag.core.alerts import Alert, protection
+from backup_dag.core.alerts import Alert, deliver, protection
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
@@ -81,6 +88,29 @@ def alerts_delivered(settings: Settings, database: Database) -> AssetChecksDefin
 def _delivery(database: Database, undelivered: Sequence[str]) -> Verdict:
     asset = AssetKey([database.name, "database"])
     return Verdict(asset, ALERTS, not undelivered, "; ".join(undelivered) or "nothing is waiting")
+
+
+def digest_job(settings: Settings) -> JobDefinition:
+    """The summary of all databases, to whoever is told of things."""
+
+    @op(description="What there is of each database, and what is wrong.")
+    def send_digest(context: OpExecutionContext) -> Output[None]:
+        with in_dagsters_words():
+            alert = watch.digest(settings, datetime.now(UTC))
+            told = deliver(settings, alert)
+        return Output(
+            None, metadata={"digest": MetadataValue.md(f"```text\n{alert.body}\n```"), "told": list(told)}
+        )
+
+    @job(
+        name="digest",
+        description="Send a summary of all backups to BACKUP_NOTIFY_EMAIL and BACKUP_NOTIFY_URLS.",
+        executor_def=in_process_executor,
+    )
+    def digest() -> None:
+        send_digest()
+
+    return digest
 
 
 def run_alerts(settings: Settings, databases: Sequence[Database]) -> list[SensorDefinition]:
