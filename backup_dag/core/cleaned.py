@@ -61,7 +61,7 @@ class Cleaned:
 
     def lines(self) -> Iterator[str]:
         """The calendar: what stays, what goes, and why. The same before and after."""
-        count = {fate: sum(each.fate == fate for each in self.judged) for fate in ("stays", "locked", "goes")}
+        count = {fate: sum(each.fate == fate for each in self.all) for fate in ("stays", "locked", "goes")}
         said = [f"{count['stays']} stay", *([f"{count['locked']} locked"] if count["locked"] else [])]
         would = "would go" if self.refused else "go"
         freed = sum(each.bytes for each in self.going)
