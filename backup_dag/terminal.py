@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from backup_dag.core.in_words import length
 from backup_dag.core.stream import Observer, Passed, every
 
 _SECONDS_BETWEEN_LINES = 5
@@ -89,25 +90,7 @@ def progress(what: str) -> Iterator[Observer]:
         yield observe
 
 
-def size(count: int) -> str:
-    """Bytes as people read them, in powers of ten."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
-        amount /= 1000
-    return f"{amount:,.1f} TB"
-
-
 def age(moment: datetime) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    return "in the future" if seconds < 0 else f"{duration(seconds)} ago"
-
-
-def duration(seconds: float) -> str:
-    """A length of time, in the largest unit that fits."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds)} s"
+    return "in the future" if seconds < 0 else f"{length(seconds)} ago"

@@ -13,6 +13,7 @@ from backup_dag.core.backup import Order, order_for, take_backup
 from backup_dag.core.catalog import open_stores
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import BackupDagError
+from backup_dag.core.in_words import size
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings, load
@@ -112,7 +113,7 @@ def _show_backup(manifest: Manifest, address: str) -> None:
     terminal.show(f"{manifest.backup}  ({manifest.reason}, counts for {manifest.partition_day})")
     terminal.show(
         f"  {len(content.tables):,} tables, {content.rows:,} rows;"
-        f" {terminal.size(manifest.dump.bytes)} of dump in {terminal.size(manifest.artifact.bytes)},"
+        f" {size(manifest.dump.bytes)} of dump in {size(manifest.artifact.bytes)},"
         f" {manifest.seconds:.1f} s"
     )
     terminal.show(f"  {address}")

@@ -8,6 +8,7 @@ from backup_dag.core.catalog import open_stores
 from backup_dag.core.cleaned import Report
 from backup_dag.core.cleanup import Leave, clean_up
 from backup_dag.core.databases import choose, configured
+from backup_dag.core.in_words import size
 from backup_dag.core.settings import load
 
 
@@ -45,7 +46,7 @@ def _say_what_was_done(report: Report) -> None:
     if report.dry_run:
         terminal.say("a dry run: nothing was removed")
     else:
-        terminal.say(f"removed {len(report.removed)}, {terminal.size(report.freed)}")
+        terminal.say(f"removed {len(report.removed)}, {size(report.freed)}")
 
 
 def _end(report: Report) -> None:

@@ -9,6 +9,7 @@ import click
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, as_json, cli, error_document, one_database, say_what_was_missed
 from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.in_words import size
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import today
 from backup_dag.core.settings import Settings, load
@@ -95,8 +96,9 @@ def _as_row(backup: Backup) -> list[str]:
             copies,
             "manifest cannot be read",
         ]
-    size, rows = terminal.size(usable.artifact.bytes), f"{usable.content.rows:,}"
-    return [str(backup.id), terminal.age(backup.id.time), usable.reason, size, rows, copies, _checked(backup)]
+    rows, age = f"{usable.content.rows:,}", terminal.age(backup.id.time)
+    stored = size(usable.artifact.bytes)
+    return [str(backup.id), age, usable.reason, stored, rows, copies, _checked(backup)]
 
 
 def _checked(backup: Backup) -> str:

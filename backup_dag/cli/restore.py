@@ -2,14 +2,17 @@
 
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database
 from backup_dag.core.address import Address
 from backup_dag.core.errors import GuardRefused
+from backup_dag.core.in_words import length
 from backup_dag.core.obstacles import Mode
 from backup_dag.core.plan import RestorePlan, Wish, moment
 from backup_dag.core.restore import Report, Restoration
@@ -39,7 +42,11 @@ from backup_dag.core.tables import TablesBack, bring_back
     metavar="SCHEMA.NAME",
     help="Only this table (may be repeated), into a schema restored_<time> beside the live one.",
 )
-@click.option("--no-safety-backup", is_flag=True, help="Do not back up the target first (it is kept anyway).")
+@click.option(
+    "--no-safety-backup",
+    is_flag=True,
+    help="Do not back up the target first (by swap it is kept anyway; in place it is then lost).",
+)
 @click.option("--dry-run", is_flag=True, help="Plan only: reads the backup to its end, changes nothing.")
 @click.option("--force", is_flag=True, help="Ask nothing.")
 @click.option("--rollback", is_flag=True, help="Put the database back that the last restore kept.")
@@ -64,10 +71,11 @@ def restore(
     Until the last step the target serves as it did, and that step is one transaction. --force is for
     scripts; without it the plan is shown and the target's name asked for.
     """
+    _check_they_go_together()
     settings = load()
     if rollback or drop_previous:
         address = target_address(settings, database, target_database)
-        _after_a_restore(settings, address, drop=drop_previous, force=force, as_json=as_json)
+        _after_a_restore(settings, address, drop=drop_previous, dry_run=dry_run, force=force, as_json=as_json)
         return
     wish = Wish(
         backup=backup,
@@ -81,8 +89,6 @@ def restore(
         restoration.fetch()
         restoration.verify(to_its_end=dry_run)
         if tables:
-            if dry_run:
-                raise click.UsageError("--table changes nothing that is there; there is no --dry-run of it")
             back = bring_back(settings, restoration, tables)
             bars.close()
             _show_tables(back, as_json=as_json)
@@ -90,7 +96,7 @@ def restore(
         plan = restoration.plan()
         bars.close()
         if wish.as_of is not None:
-            before = terminal.duration((wish.as_of - plan.snapshot_time).total_seconds())
+            before = length((wish.as_of - plan.snapshot_time).total_seconds())
             terminal.say(f"the state held is {before} older than the time asked for")
         for line in [] if as_json and dry_run else plan.lines:
             (terminal.show if dry_run else terminal.say)(line)
@@ -136,12 +142,45 @@ def _ask_for(name: str) -> None:
         raise GuardRefused("it was not confirmed; nothing was changed")
 
 
-def _after_a_restore(settings: Settings, address: Address, *, drop: bool, force: bool, as_json: bool) -> None:
+_ALONE = ("backup", "as_of", "mode", "tables", "no_safety_backup")
+_NOT_WITH_TABLES = ("mode", "no_safety_backup", "dry_run")
+
+
+def _check_they_go_together() -> None:
+    """Raises UsageError for what would be passed over in silence."""
+    context = click.get_current_context()
+    given = {
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    verbs = given & {"rollback", "drop_previous"}
+    if len(verbs) == 2:
+        raise click.UsageError("--rollback and --drop-previous are two things: do one, and then the other")
+    if verbs and (besides := given & set(_ALONE)):
+        raise click.UsageError(f"--rollback and --drop-previous take no {_named(besides)}")
+    if "tables" in given and (besides := given & set(_NOT_WITH_TABLES)):
+        raise click.UsageError(f"--table takes no {_named(besides)}: it changes nothing that is there")
+
+
+def _named(parameters: set[str]) -> str:
+    names = {"backup": "BACKUP"}
+    return ", ".join(sorted(names.get(each, f"--{each.replace('_', '-')}") for each in parameters))
+
+
+def _after_a_restore(
+    settings: Settings, address: Address, *, drop: bool, dry_run: bool, force: bool, as_json: bool
+) -> None:
     """Rolls back to the database that was kept, or drops it."""
-    kept_now = kept(settings, address)
+    kept_now, connected_now = kept(settings, address)
     doing = "drops" if drop else "puts back"
     for made in kept_now if drop else kept_now[:1]:
         terminal.say(f"{doing} {made.name}, kept since {made.since:%Y-%m-%d %H:%M:%S} UTC")
+    for who, number in {} if drop else connected_now.items():
+        terminal.say(f"connected now: {number} × {who}; will be disconnected")
+    if dry_run:
+        terminal.say("a dry run: nothing was changed")
+        if as_json:
+            terminal.document({"would": doing, "kept": [made.name for made in kept_now]})
+        return
     if not force:
         _ask_for(address.dbname)
     if drop:
@@ -156,22 +195,28 @@ def _after_a_restore(settings: Settings, address: Address, *, drop: bool, force:
         terminal.show(f"dropped {', '.join(said['dropped'])}")
     else:
         terminal.show(
-            f"{address.dbname} is what was {said['back']}; what stood there is kept as {said['kept_as']}"
-            f" ({said['window_ms']} ms without a database)"
+            f"{address.dbname} is again what it was before {back.since:%Y-%m-%d %H:%M:%S} UTC, when"
+            f" {back.backup} was put in its place"
+        )
+        terminal.show(
+            f"what stood there now is kept as {said['kept_as']} ({said['window_ms']} ms without a database)"
         )
 
 
 def _show_tables(back: TablesBack, *, as_json: bool) -> None:
     if as_json:
-        terminal.document(back.__dict__)
+        terminal.document(asdict(back))
         return
     terminal.show(f"back in the schema {back.schema} of {back.target}, from {back.backup}:")
-    for name, rows in back.rows.items():
-        terminal.show(f"  {name}: {rows:,} rows, as backed up")
-    first = next(iter(back.rows))
-    there = f"{back.schema}.{first.split('.', 1)[1]}"
-    terminal.show(f"What was lost:  SELECT * FROM {there} EXCEPT ALL SELECT * FROM {first};")
-    terminal.show(f"When done:      DROP SCHEMA {back.schema} CASCADE;")
+    for table in back.tables:
+        terminal.show(f"  {table.now}: {table.rows:,} rows, as backed up")
+        if table.live:
+            terminal.show(
+                f"    what was lost:  SELECT * FROM {table.now} EXCEPT ALL SELECT * FROM {table.name};"
+            )
+        else:
+            terminal.show(f"    there is no {table.name} any more: see the runbook, day two")
+    terminal.show(f"when done:  DROP SCHEMA {back.schema} CASCADE;")
 
 
 def _show_report(report: Report) -> None:
@@ -179,7 +224,9 @@ def _show_report(report: Report) -> None:
     for note in report.proof_notes:
         terminal.show(f"          {note}")
     if report.safety_backup:
-        terminal.show(f"          the state before is in {report.safety_backup}")
+        terminal.show(f"          the state before is in {report.safety_backup}, in BACKUP_DIR")
+        if report.mode == "in-place":
+            terminal.show(f"          back again: backup-dag restore {report.safety_backup} --mode in-place")
     if report.kept_as:
         terminal.show(
             f"          the database before is kept as {report.kept_as}"

@@ -14,6 +14,7 @@ from backup_dag.core.errors import (
     DeliveryFailed,
     IntegrityError,
 )
+from backup_dag.core.in_words import size
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.verify import examine, record
@@ -94,11 +95,9 @@ def _show_check(manifest: Manifest, address: str, check: Check) -> None:
         tables, rows = len(manifest.content.tables), manifest.content.rows
         terminal.show(
             f"      read to its end: {tables:,} tables and {rows:,} rows as promised,"
-            f" {terminal.size(manifest.dump.bytes)} in {check.seconds:.1f} s ({rate:,.0f} MB/s)"
+            f" {size(manifest.dump.bytes)} in {check.seconds:.1f} s ({rate:,.0f} MB/s)"
         )
     elif check.passed:
-        terminal.show(
-            f"      every byte as promised, {terminal.size(manifest.artifact.bytes)}, {check.seconds:.1f} s"
-        )
+        terminal.show(f"      every byte as promised, {size(manifest.artifact.bytes)}, {check.seconds:.1f} s")
     for fault in check.faults:
         terminal.show(f"      {fault}")

@@ -27,6 +27,7 @@ from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Backup, Catalog
 from backup_dag.core.delivery import SECONDS_IN_ALL, Call, Message, Outcome, receivers, tell
 from backup_dag.core.errors import BackupDagError, ConfigurationError, DeliveryFailed
+from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings
 
 Kind = Literal[
@@ -107,7 +108,7 @@ def protection(catalog: Catalog, database: str, now: datetime) -> str:
     if good is None:
         return f"NOTHING that is known to be good: see backup-dag list --database {database}"
     places = " and ".join(copy.store.label for copy in good.copies if copy.good)
-    said = f"{good.id}, {_age(now, good.id.time)} old, in {places}, {_checked(good)}"
+    said = f"{good.id}, {length(now - good.id.time)} old, in {places}, {_checked(good)}"
     if good.missed:
         said += f" (not looked at: {'; '.join(error.message for error in good.missed)})"
     return said
@@ -224,14 +225,6 @@ def _checked(backup: Backup) -> str:
         return "proven by a restore"
     read = any(copy.read_to_its_end for copy in backup.copies)
     return "read to its end and found good" if read else "not verified"
-
-
-def _age(now: datetime, then: datetime) -> str:
-    seconds = (now - then).total_seconds()
-    for unit, length in (("days", 86_400), ("hours", 3600)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds) / 60:.0f} minutes"
 
 
 def _one_line(text: str) -> str:

@@ -237,6 +237,7 @@ class _Run:
             while block := roles.read():
                 passed.plain.write(block)
             said = self.session.properties_sql(facts, self.session.settings(), address.dbname)
+            said += self.session.grants_sql(facts, address.dbname)
             passed.plain.write(properties_sql(address, said, raw=self.session.is_sql_ascii))
         return passed.encrypted, hashes
 

@@ -6,10 +6,12 @@ Until the renames, which are one transaction, nothing that serves has changed.
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from backup_dag.core.errors import BackupDagError
+from backup_dag.core.errors import BackupDagError, DatabaseUnreachable
 from backup_dag.core.loading import load, loading_clients
-from backup_dag.core.plan import facts_for
-from backup_dag.core.postgres import connected
+from backup_dag.core.manifest import Setting
+from backup_dag.core.marks import Made
+from backup_dag.core.options import selects_schemas
+from backup_dag.core.postgres import connected, quoted
 from backup_dag.core.proof import Proof, prove
 from backup_dag.core.reading import Source
 from backup_dag.core.roles import Roles, give_properties
@@ -19,28 +21,39 @@ from backup_dag.core.way import Done, Stopwatch
 
 
 class Beside:
-    """Build, prove, finish, in this order; `close` drops what was built and not finished."""
+    """Hold, build, prove, finish, in this order; `close` drops what was built and not finished.
 
-    def __init__(self, source: Source, target: Target, roles: Roles, took: Stopwatch) -> None:
-        self._source, self._target, self._roles, self._took = source, target, roles, took
+    With `keep` it takes the target's place, which is kept; without, there must be none.
+    """
+
+    def __init__(
+        self, source: Source, target: Target, roles: Roles, took: Stopwatch, *, keep: bool = True
+    ) -> None:
+        self._source, self._target, self._roles = source, target, roles
+        self._took, self._keep = took, keep
         self._new = ""
+
+    def hold(self) -> None:
+        """Nothing: what is written to the target meanwhile is in the database that is kept."""
 
     def build(self, observer: Observer | None) -> str:
         """Loads the backup into a new database beside the target; returns its name."""
         manifest, target, now = self._source.manifest, self._target, datetime.now(UTC)
-        clients = loading_clients(self._source.settings, manifest, target.session.server_major)
-        facts = facts_for(target, manifest)
+        server = target.session.server_major
+        clients = loading_clients(self._source.settings, manifest, server)
+        self._facts = target.facts() if target.standing() else manifest.source
         self._new = target.aside("restoring", now)
-        target.create(self._new, facts, manifest.backup, now)
+        target.create(self._new, self._facts, manifest.backup, now)
         address = target.address.at(self._new)
+        schemas_chosen = selects_schemas(manifest.dump.options)
         with self._took("load"):
-            load(self._source, address, clients, observer)
-        with connected(address) as session:
-            with self._took("analyze"):
-                session.rows("ANALYZE")
-            # from within: what is said of a database is kept in the encoding of where it is said
-            for statement in self._properties():
-                session.rows(statement)
+            if schemas_chosen:  # then pg_dump makes each of them itself
+                with connected(address) as session:
+                    session.rows("DROP SCHEMA public")
+            load(self._source, address, clients, server, observer)
+        with self._took("analyze"), connected(address) as session:
+            session.rows("CREATE SCHEMA IF NOT EXISTS public" if schemas_chosen else "SELECT")
+            session.rows("ANALYZE")
         return self._new
 
     def prove(self, observer: Observer | None) -> Proof:
@@ -52,12 +65,18 @@ class Beside:
 
         Raises DatabaseError where it cannot; the target is as it was then.
         """
-        target, now = self._target, datetime.now(UTC)
-        keep_as = target.aside("before", now) if target.standing() else None
-        seconds = target.swap(self._new, keep_as=keep_as, backup=self._source.manifest.backup, now=now)
-        if keep_as is None:
+        target, now, facts = self._target, datetime.now(UTC), self._facts
+        self._give_properties()
+        keep = None
+        if self._keep and target.standing():
+            aside = target.aside("before", now)
+            keep = Made(aside, "before", target.name, now, self._source.manifest.backup, facts.comment)
+        seconds = target.swap(self._new, keep=keep, grants=self._grants())
+        target.comment(facts.comment)
+        if keep is None:
             self._give_back_the_rest()
-        return Done(keep_as, seconds if keep_as else None)
+            return Done(None, None)
+        return Done(keep.name, seconds)
 
     def close(self) -> None:
         """Drops what was built, unless it has taken its place."""
@@ -65,13 +84,31 @@ class Beside:
             if any(made.name == self._new for made in self._target.made("restoring")):
                 self._target.drop(self._new)
 
-    def _properties(self) -> list[str]:
-        """Owner, limit, comment, grants and settings: those of the target, else those of the backup."""
-        if self._target.standing() is None:
-            source = self._source.manifest.source
-            return self._target.session.properties_sql(source, source.settings, self._new)
-        with connected(self._target.address) as session:
-            return session.properties_sql(session.facts(), session.settings(), self._new)
+    def _give_properties(self) -> None:
+        """Owner, limit and settings: the target's own, else the backup's. From within, and after the proof:
+        settings may be such that nothing could be proven under them."""
+        target = self._target
+        settings = self._facts.settings
+        if target.standing():
+            settings = self._settings_of_the_target()
+        plain = self._facts.model_copy(update={"comment": None})
+        with connected(target.address.at(self._new)) as session:
+            for statement in session.properties_sql(plain, settings, self._new):
+                session.rows(statement)
+
+    def _settings_of_the_target(self) -> list[Setting]:
+        """Values included; from outside, where the target cannot be connected to."""
+        try:
+            with connected(self._target.address) as session:
+                return session.settings()
+        except DatabaseUnreachable:
+            return self._target.session.settings(self._target.name)
+
+    def _grants(self) -> list[str]:
+        """They open it to others, so they come with the swap."""
+        if not self._facts.grants:
+            return [f"GRANT CONNECT, TEMPORARY ON DATABASE {quoted(self._new)} TO PUBLIC"]  # PostgreSQL's own
+        return self._target.session.grants_sql(self._facts, self._new)
 
     def _give_back_the_rest(self) -> None:
         """Settings whose values the manifest withholds stand in the globals, under the old name."""

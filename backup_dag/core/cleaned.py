@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from backup_dag.core.errors import BackupDagError, GuardRefused
+from backup_dag.core.in_words import size
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.store.base import FOREVER, Upload
 
@@ -65,7 +66,7 @@ class Cleaned:
         said = [f"{count['stays']} stay", *([f"{count['locked']} locked"] if count["locked"] else [])]
         would = "would go" if self.refused else "go"
         freed = sum(each.bytes for each in self.going)
-        yield f"{self.database} in {self.place}: {', '.join(said)}, {count['goes']} {would} ({_size(freed)})"
+        yield f"{self.database} in {self.place}: {', '.join(said)}, {count['goes']} {would} ({size(freed)})"
         if self.refused:
             yield f"  nothing is removed: {self.refused.message}"
         for each in self.all:
@@ -138,7 +139,3 @@ def _error(error: BackupDagError | None) -> dict[str, Any] | None:
     if error is None:
         return None
     return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

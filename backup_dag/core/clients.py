@@ -7,6 +7,7 @@ from pathlib import Path
 from backup_dag.core import process
 from backup_dag.core.errors import ConfigurationError
 
+_FIRST_TO_RESTRICT = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}  # minor versions, of 2025-08-14
 _NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 
 
@@ -20,6 +21,12 @@ class Clients:
     @property
     def major(self) -> int:
         return int(re.split(r"\D", self.version)[0])
+
+    @property
+    def restricts(self) -> bool:
+        """Whether its psql knows \\restrict: then a text can run no program here (CVE-2025-8714)."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return found is not None and int(found[2]) >= _FIRST_TO_RESTRICT.get(self.major, 0)
 
     def program(self, name: str) -> Path:
         return self.bin_dir / name

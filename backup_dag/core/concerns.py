@@ -11,6 +11,7 @@ from itertools import islice
 from backup_dag.core import nights
 from backup_dag.core.alerts import Kind
 from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings
 from backup_dag.core.usual import NIGHTS, changes
 
@@ -90,8 +91,8 @@ def _overdue(settings: Settings, known: list[Backup], database: str, now: dateti
     elif now - good.manifest.snapshot_time > settings.backup_rpo + nights.SLACK:
         made = good.manifest.snapshot_time
         said = (
-            f"the newest good backup of {database} is {_hours(now - made)} old,"
-            f" {_hours(settings.backup_rpo)} are allowed"
+            f"the newest good backup of {database} is {length(now - made)} old,"
+            f" {length(settings.backup_rpo)} are allowed"
         )
         yield Concern("overdue", database, "", said, made + settings.backup_rpo, advice)
 
@@ -104,7 +105,7 @@ def _unverified(settings: Settings, known: list[Backup], database: str, now: dat
     last = verified.manifest.snapshot_time if verified else known[-1].manifest.snapshot_time
     limit = settings.backup_rpo + _VERIFIED_WITHIN if verified else _VERIFIED_WITHIN
     if now - last > limit:
-        said = f"no backup of {database} from the last {_hours(now - last)} was read to its end"
+        said = f"no backup of {database} from the last {length(now - last)} was read to its end"
         yield Concern(
             "unverified", database, "", said, last + limit, f"backup-dag verify --database {database}"
         )
@@ -170,8 +171,3 @@ def _lost(settings: Settings, database: str, day: str, ended: datetime) -> Conce
         ended + settings.backup_late_grace,
         "nothing can be done about that day; see why it was missed (the daemon, the server, doctor)",
     )
-
-
-def _hours(length: timedelta) -> str:
-    hours = length / timedelta(hours=1)
-    return f"{hours:.0f} hours" if hours < 96 else f"{hours / 24:.0f} days"

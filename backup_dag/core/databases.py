@@ -19,21 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from backup_dag.core.address import Address
 from backup_dag.core.errors import ConfigurationError
+from backup_dag.core.options import PASSED_ON, SELECTING
 from backup_dag.core.settings import CompressionLevel, Format, Settings, environment_value
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,62}", re.ASCII)
-
-_PASSED_ON = frozenset(
-    """--disable-dollar-quoting --disable-triggers --exclude-extension --exclude-table-and-children
-    --exclude-table-data-and-children --extension --extra-float-digits --include-foreign-data
-    --large-objects --load-via-partition-root --lock-wait-timeout --no-comments --no-large-objects
-    --no-owner --no-policies --no-privileges --no-publications --no-security-labels --no-statistics
-    --no-subscriptions --no-table-access-method --no-tablespaces --no-toast-compression
-    --no-unlogged-table-data --quote-all-identifiers --role --statistics --strict-names
-    --table-and-children --use-set-session-authorization""".split()  # noqa: SIM905
-)
-"""pg_dump's options that leave the stream as we read it. Written out, since pg_dump takes abbreviations."""
 
 
 class Plan(BaseModel):
@@ -54,23 +44,21 @@ class Plan(BaseModel):
     @classmethod
     def _leaves_our_options_alone(cls, options: tuple[str, ...]) -> tuple[str, ...]:
         for option in options:
-            if option.split("=")[0] not in _PASSED_ON:
+            if option.split("=")[0] not in PASSED_ON:
                 raise ValueError(
                     f"{option.split('=')[0]!r} cannot be passed on: an entry is --name or --name=value,"
-                    f" the name one of {' '.join(sorted(_PASSED_ON))}"
+                    f" the name one of {' '.join(sorted(PASSED_ON))}"
                 )
         return options
 
     def options(self) -> list[str]:
         """These choices in pg_dump's own words."""
-        chosen = {
-            "schema": self.include_schemas,
-            "exclude-schema": self.exclude_schemas,
-            "table": self.include_tables,
-            "exclude-table": self.exclude_tables,
-            "exclude-table-data": self.exclude_table_data,
-        }
-        named = [f"--{option}={pattern}" for option, patterns in chosen.items() for pattern in patterns]
+        patterns = (
+            *(self.include_schemas, self.exclude_schemas, self.include_tables),
+            *(self.exclude_tables, self.exclude_table_data),
+        )
+        chosen = zip(SELECTING, patterns, strict=True)
+        named = [f"--{option}={pattern}" for option, each in chosen for pattern in each]
         return [*named, *self.pg_dump_options]
 
 

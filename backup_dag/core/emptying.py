@@ -81,29 +81,79 @@ SELECT said FROM (
 ) s ORDER BY oid, turn
 """
 
+_ROUTINES = "('function', 'procedure', 'aggregate', 'window function')"
+_RELATIONS = "('table', 'view', 'materialized view', 'sequence', 'foreign table')"
+
+_SYSTEM_GRANTS = f"""
+WITH changed AS (
+    SELECT class, oid, acl, coalesce(i.initprivs, acldefault(kind, owner)) AS initial
+    FROM (SELECT 'pg_proc'::regclass AS class, oid, proacl AS acl, 'f'::"char" AS kind, proowner AS owner
+          FROM pg_proc
+          UNION ALL
+          SELECT 'pg_class', oid, relacl, CASE relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END, relowner
+          FROM pg_class
+          UNION ALL SELECT 'pg_namespace', oid, nspacl, 'n', nspowner FROM pg_namespace
+          UNION ALL SELECT 'pg_type', oid, typacl, 'T', typowner FROM pg_type
+          UNION ALL SELECT 'pg_language', oid, lanacl, 'l', lanowner FROM pg_language) a
+    LEFT JOIN pg_init_privs i ON i.objoid = a.oid AND i.classoid = a.class AND i.objsubid = 0
+    WHERE oid < 16384 AND acl IS NOT NULL AND acl <> coalesce(i.initprivs, acldefault(kind, owner))
+), named AS (
+    SELECT c.*, CASE WHEN o.type IN {_ROUTINES} THEN 'ROUTINE' WHEN o.type IN {_RELATIONS} THEN 'TABLE'
+                     ELSE upper(o.type) END || ' ' || o.identity AS what
+    FROM changed c, pg_identify_object(c.class, c.oid, 0) o
+)
+SELECT said FROM (
+    SELECT DISTINCT 1 AS turn, format('REVOKE ALL ON %s FROM %s', what,
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END) AS said
+    FROM named, aclexplode(acl) a
+    UNION ALL
+    SELECT 2, format('GRANT %s ON %s TO %s', a.privilege_type, what,
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+    FROM named, aclexplode(initial) a
+) s ORDER BY turn
+\\gexec
+"""
+
 _PUBLIC = """
 SELECT 'CREATE SCHEMA public' WHERE NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public')
 \\gexec
-SELECT format('REVOKE ALL ON SCHEMA public FROM %s',
-              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-FROM pg_namespace n JOIN pg_init_privs i ON i.objoid = n.oid AND i.classoid = 'pg_namespace'::regclass,
-     aclexplode(n.nspacl) a
-WHERE n.nspname = 'public' AND n.nspacl <> i.initprivs
-UNION ALL
-SELECT format('GRANT %s ON SCHEMA public TO %s', a.privilege_type,
-              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-FROM pg_namespace n JOIN pg_init_privs i ON i.objoid = n.oid AND i.classoid = 'pg_namespace'::regclass,
-     aclexplode(i.initprivs) a
-WHERE n.nspname = 'public' AND n.nspacl <> i.initprivs
+SELECT format('ALTER SCHEMA public OWNER TO %I', r.rolname)
+FROM pg_namespace n, pg_roles r
+WHERE n.nspname = 'public' AND n.nspowner <> r.oid
+  AND r.oid = CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 6171 ELSE 10 END
 \\gexec
 SELECT 'COMMENT ON SCHEMA public IS ' || quote_literal('standard public schema')
 WHERE obj_description('public'::regnamespace, 'pg_namespace') IS DISTINCT FROM 'standard public schema'
 \\gexec
 """
+"""6171 is pg_database_owner, 10 initdb's superuser (pg_authid.dat). Grants on it are a system object's."""
+
+_TABLES = (
+    f"FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.oid >= 16384 AND c.relnamespace IN {_NAMESPACE}"
+)
 
 
-def emptying() -> bytes:
-    """What psql runs to drop everything in a database that initdb did not put there."""
+def locking() -> bytes:
+    """What psql runs so that nothing is written any more: reading goes on, so a dump can be made."""
+    return (
+        "SELECT pg_catalog.set_config('search_path', '', false);\n"
+        f"SET LOCAL lock_timeout = '{_SECONDS_FOR_LOCKS}s';\n"
+        "SELECT format('LOCK TABLE ONLY %s IN SHARE MODE', c.oid::regclass)"
+        f" {_TABLES} ORDER BY c.oid\n\\gexec\n"
+        "SELECT 'LOCK TABLE pg_catalog.pg_largeobject IN SHARE MODE' FROM pg_roles"
+        " WHERE rolname = current_user AND rolsuper\n\\gexec\n"
+    ).encode()
+
+
+def not_locked() -> bytes:
+    """A query for tables that came after the locks: one line each, none where all is well."""
+    ours = "SELECT l.relation FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.mode = 'ShareLock'"
+    return f"SELECT c.oid::regclass {_TABLES} AND c.oid NOT IN ({ours})".encode()
+
+
+def emptying(*, public: bool = True) -> bytes:
+    """What psql runs to drop everything in a database that initdb did not put there, and to undo what was
+    changed of what it did. Without `public` that schema goes too: a dump of chosen schemas makes it."""
     drop = "SELECT format('DROP %s IF EXISTS %s CASCADE', type, identity)"
     drops = [f"{drop} FROM ({_named(step, _ON_ITS_OWN)}) s ORDER BY turn\n\\gexec\n" for step in _STEPS]
     objects = "SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_largeobject_metadata;\n"
@@ -112,7 +162,9 @@ def emptying() -> bytes:
         "SET LOCAL client_min_messages = warning;\n"
         f"SET LOCAL lock_timeout = '{_SECONDS_FOR_LOCKS}s';\n"
     )
-    return "".join([begin, *drops, objects, f"{_DEFAULT_PRIVILEGES}\\gexec\n", _PUBLIC]).encode()
+    schema = _PUBLIC if public else "DROP SCHEMA IF EXISTS public CASCADE;\n"
+    privileges = f"{_DEFAULT_PRIVILEGES}\\gexec\n"
+    return "".join([begin, *drops, objects, privileges, schema, _SYSTEM_GRANTS]).encode()
 
 
 def what_is_left() -> bytes:

@@ -1,45 +1,63 @@
 """The restore for servers that forbid new databases: in one transaction, all of it or nothing.
 
-The transaction empties the database, loads the backup and compares what it loaded; then it commits, or
-nothing has happened. Sessions that come meanwhile wait, and find the old content or the new. What is
-dropped is gone with the commit: the safety backup is what remains of it.
+The transaction locks every table against writing; then the safety backup is made, so it holds all that there
+was. It empties the database, loads the backup and compares what it loaded; then it commits, or nothing has
+happened. Sessions that come meanwhile wait, and find the old content or the new. What is dropped is gone with
+the commit: the safety backup is what remains of it.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from backup_dag.core.emptying import emptying, what_is_left
-from backup_dag.core.errors import DatabaseError, IntegrityError
-from backup_dag.core.loading import LOADING, load_text, loading_clients
+from backup_dag.core.emptying import emptying, locking, not_locked, what_is_left
+from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
+from backup_dag.core.eviction import sessions_ended
+from backup_dag.core.loading import load_text, loading_clients, loading_parameters
+from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import connected
 from backup_dag.core.proof import Proof, prove
 from backup_dag.core.reading import Source
 from backup_dag.core.stages.dump import Conversation, conversing
 from backup_dag.core.stages.fingerprint import Fingerprint
 from backup_dag.core.stream import Observer, Writer
-from backup_dag.core.target import Target, sessions_ended
+from backup_dag.core.target import Target
 from backup_dag.core.way import Done, Stopwatch
 from backup_dag.core.within import LargeObjectsRead, prove_within
 
 
 class InPlace:
-    """Build, prove, finish, in this order; `close` rolls back what was not finished."""
+    """Hold, build, prove, finish, in this order; `close` rolls back what was not finished."""
 
     def __init__(self, source: Source, target: Target, took: Stopwatch) -> None:
         self._source, self._target, self._took = source, target, took
         self._stack = ExitStack()
         self._objects = LargeObjectsRead()
 
-    def build(self, observer: Observer | None) -> str:
-        """Empties the database and loads the backup, in a transaction that stays open."""
-        manifest, target = self._source.manifest, self._target
-        clients = loading_clients(self._source.settings, manifest, target.session.server_major)
-        self._psql = self._stack.enter_context(conversing(target.address, clients, LOADING))
+    def hold(self) -> None:
+        """Opens the transaction, ends other sessions, and locks every table against being written to: the
+        safety backup that follows holds all that there will have been."""
+        server = self._target.session.server_major
+        clients = loading_clients(self._source.settings, self._source.manifest, server)
+        self._psql = self._stack.enter_context(
+            conversing(self._target.address, clients, loading_parameters(server))
+        )
         self._psql.write(b"BEGIN;\n")
+        self._began = time.monotonic()
+        with self._took("lock"), self._others_ended():
+            self._psql.write(locking())
+            self._psql.answer(b"SELECT")
+
+    def build(self, observer: Observer | None) -> str:
+        """Empties the database and loads the backup, in the transaction that stays open."""
+        target, chosen = self._target, selects_schemas(self._source.manifest.dump.options)
         with self._took("empty"), self._others_ended():
-            self._began = time.monotonic()
-            self._psql.write(emptying())
+            if new := self._psql.answer(not_locked()):
+                raise GuardRefused(
+                    f"tables were made in {target.address} meanwhile: {', '.join(new[:10])}",
+                    hint="nothing was changed; stop whoever makes them, and restore again",
+                )
+            self._psql.write(emptying(public=not chosen))
             left = self._psql.answer(what_is_left())
         if left:
             raise DatabaseError(
@@ -50,6 +68,8 @@ class InPlace:
         with self._took("load"):
             load_text(self._source, self._noting_large_objects(), observer)
         with self._took("analyze"):
+            if chosen:
+                self._psql.write(b"CREATE SCHEMA IF NOT EXISTS public;\n")
             self._psql.answer(b"ANALYZE")
         return f"{target.name}, in a transaction that is still open"
 
@@ -71,7 +91,8 @@ class InPlace:
             raise IntegrityError(
                 f"all rows are back in {self._target.address}, but not all else is as it was backed up:"
                 f" {'; '.join(proof.faults)}",
-                hint="what was there before is in the safety backup (backup-dag list)",
+                hint="restore again, by swap where the server lets you; what was there before is in the"
+                " safety backup, if one was made (backup-dag list)",
             )
         return Done(None, window)
 

@@ -13,19 +13,24 @@ from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import compare
 from backup_dag.core.stages.dump import load_archive, loading
 from backup_dag.core.stream import Hashing, Meter, Observer, Writer
-from backup_dag.core.work import new_file, work_directory
+from backup_dag.core.work import new_file, reading_directory, work_directory
 
 _WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
 
-LOADING = {
-    "default_transaction_read_only": "off",
-    "synchronous_commit": "off",
-    "maintenance_work_mem": f"{_WORK_MEMORY}MB",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-}
-"""For the loading sessions alone: a crash while loading costs nothing, since nobody uses the database yet."""
+
+def loading_parameters(server_major: int) -> dict[str, str]:
+    """For the loading sessions alone. A crash while loading costs nothing, since nobody uses it yet; and
+    whatever timeouts a role or the server has, a load may take longer."""
+    chosen = {
+        "default_transaction_read_only": "off",
+        "synchronous_commit": "off",
+        "maintenance_work_mem": f"{_WORK_MEMORY}MB",
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+    }
+    later = {14: "idle_session_timeout", 17: "transaction_timeout"}
+    return {**chosen, **{name: "0" for since, name in later.items() if server_major >= since}}
 
 
 def loading_clients(settings: Settings, manifest: Manifest, server_major: int) -> Clients:
@@ -33,29 +38,34 @@ def loading_clients(settings: Settings, manifest: Manifest, server_major: int) -
     return find_clients(max(server_major, major(manifest.dump.client_version)), settings.pg_bin_dir)
 
 
-def load(source: Source, address: Address, clients: Clients, observer: Observer | None = None) -> None:
-    """Loads a backup into an empty database.
+def load(
+    source: Source, address: Address, clients: Clients, server_major: int, observer: Observer | None = None
+) -> None:
+    """Loads a backup into an empty database of a server of that version.
 
     Raises:
         DatabaseError: a statement failed. IntegrityError: the copy is not what its manifest promises.
         DiskError: no room for the archive, of a backup of format custom.
     """
-    settings, manifest = source.settings, source.manifest
+    settings, chosen = source.settings, loading_parameters(server_major)
+    if source.manifest.dump.format == "sql":
+        with (
+            reading_directory(settings.backup_dir) as work,
+            loading(address, clients, chosen) as psql,
+        ):
+            _read_dump(source, psql, work, observer)
+        return
     with work_directory(settings.backup_dir) as work:
-        if manifest.dump.format == "sql":
-            with loading(address, clients, LOADING) as psql:
-                _read_dump(source, psql, work, observer)
-            return
         archive = work / "archive"
         with new_file(archive) as file:
             _read_dump(source, file, work, observer)
-        load_archive(archive, address, clients, LOADING, jobs=settings.backup_restore_jobs)
+        load_archive(archive, address, clients, chosen, jobs=settings.backup_restore_jobs)
 
 
 def load_text(source: Source, psql: Writer, observer: Observer | None = None) -> None:
     """Pushes a backup's SQL text, of whatever format, into a psql that runs already. Raises as `load`."""
     with (
-        work_directory(source.settings.backup_dir) as work,
+        reading_directory(source.settings.backup_dir) as work,
         dump_text(source.settings, source.manifest, psql) as text,
     ):
         _read_dump(source, text, work, observer)

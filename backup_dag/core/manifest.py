@@ -12,9 +12,10 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from backup_dag.core.errors import ConfigurationError, IntegrityError
+from backup_dag.core.options import may_be_passed_on
 
 SCHEMA_VERSION = 1
 Reason = Literal["scheduled", "manual", "late", "pre_restore", "drill"]
@@ -107,6 +108,11 @@ class LargeObjects(_Document):
     sha256: str
 
 
+_PART = r'(?:"(?:[^"\x00]|"")+"|[a-z_][a-z0-9_]*)'
+DumpedName = Annotated[str, Field(pattern=rf"^{_PART}(\.{_PART}){{0,2}}$")]
+"""A name as pg_dump quotes it. It comes from a bucket, and goes into SQL as it stands."""
+
+
 class Content(_Document):
     """The fingerprint of a dump. Tables and sequences are named as the dump quotes them.
 
@@ -114,8 +120,8 @@ class Content(_Document):
     content, equal digest, whenever and wherever it was dumped with the same options.
     """
 
-    tables: dict[str, Table]
-    sequences: dict[str, str]
+    tables: dict[DumpedName, Table]
+    sequences: dict[DumpedName, str]
     large_objects: LargeObjects
     schema_sha256: str
     sha256: str
@@ -131,11 +137,6 @@ class Setting(_Document):
     role: str | None
     name: str
     value: str | None
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is a mark of a restore's, which no backup holds."""
-        return self.name.startswith("backup_dag.")
 
     def withheld(self) -> "Setting":
         """Without its value where it is an application's own, which is where secrets are kept."""
@@ -161,7 +162,7 @@ class DatabaseFacts(_Document):
 
     dbname: str
     owner: str
-    encoding: str
+    encoding: Annotated[str, Field(pattern=r"^[A-Z0-9_]+$")]
     collate: str
     ctype: str
     locale_provider: str
@@ -181,6 +182,14 @@ class Dumped(Bytes):
     format: Literal["sql", "custom"]
     client_version: Version
     options: list[str]
+
+    @field_validator("options")
+    @classmethod
+    def _are_ours(cls, options: list[str]) -> list[str]:
+        """They are given to pg_dump again where a restore is proven, so no other may stand there."""
+        if strangers := [option for option in options if not may_be_passed_on(option)]:
+            raise ValueError(f"pg_dump is never started with {strangers}")
+        return options
 
 
 class Compressed(Bytes):

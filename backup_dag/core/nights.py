@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
+from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings
 
 WINDOW = timedelta(hours=6)
@@ -36,11 +37,11 @@ class Night:
     def reason_outside(self, snapshot: datetime) -> str:
         """Why a snapshot is not this night's, in words; "" where it lies in its window."""
         if snapshot < self.due:
-            return f"{_length(self.due - snapshot)} before it was due"
+            return f"{length(self.due - snapshot)} before it was due"
         if snapshot >= self.ends:
-            return f"{_length(snapshot - self.ends)} after its day had ended"
+            return f"{length(snapshot - self.ends)} after its day had ended"
         if snapshot > self.due + WINDOW:
-            return f"{_length(snapshot - self.due)} after it was due"
+            return f"{length(snapshot - self.due)} after it was due"
         return ""
 
 
@@ -87,8 +88,3 @@ def missed(settings: Settings, captured: Collection[date], now: datetime) -> Mis
     without = [day for day in days if day not in captured and now >= night(settings, day).due + PATIENCE]
     can = [day for day in without if can_still_be_captured(settings, day, now)]
     return Missed(tuple(can), tuple(day for day in without if day not in can))
-
-
-def _length(length: timedelta) -> str:
-    minutes = int(length.total_seconds() // 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,20 +1,27 @@
 """What may stand in the way of a restore, or should be known before it: looked at, and nothing changed."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from backup_dag.core.bystanders import holding_on, in_the_way_in_place, rights
 from backup_dag.core.clients import Clients
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import ConfigurationError, DatabaseError
+from backup_dag.core.in_words import size
 from backup_dag.core.loading import loading_clients
 from backup_dag.core.manifest import DatabaseFacts, Manifest, major
-from backup_dag.core.postgres import literal
+from backup_dag.core.options import leaving_out
+from backup_dag.core.postgres import connected
+from backup_dag.core.roles import Roles
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Standing, Target, in_the_way_in_place, rights
+from backup_dag.core.target import Standing, Target
 
+_MOST_NAMED = 10
+_SINCE_TIMEOUTS = 17  # whose pg_dump writes SET transaction_timeout
 Mode = Literal["swap", "new", "in-place"]
 
 
@@ -38,6 +45,13 @@ def fitting_clients(
         clients = loading_clients(settings, manifest, target.session.server_major)
     except ConfigurationError as error:
         return None, [Found(verdict="refuse", what="tools", found=error.message, advice=error.hint)]
+    if made_with >= _SINCE_TIMEOUTS > target.session.server_major:
+        said = (
+            f"the backup was made by pg_dump {manifest.dump.client_version}, and its first lines set what"
+            f" PostgreSQL {target.session.server_major} does not know (transaction_timeout)"
+        )
+        advice = f"restore to PostgreSQL {_SINCE_TIMEOUTS} or newer"
+        return clients, [Found(verdict="refuse", what="versions", found=said, advice=advice)]
     if max(major(manifest.server.version), made_with) > target.session.server_major:
         return clients, [
             Found(
@@ -52,19 +66,79 @@ def fitting_clients(
 
 
 def obstacles(
-    settings: Settings, mode: Mode, manifest: Manifest, target: Target, roles_lacking: list[str]
+    settings: Settings, mode: Mode, manifest: Manifest, target: Target, roles: Roles, *, safety: bool
 ) -> list[Found]:
     """Everything but the tools, looked at in turn."""
     standing = target.standing()
     return [
         *_permission(settings, mode, target, standing),
-        *_rights(mode, target, standing, roles_lacking),
+        *_condition(mode, target, standing, safety=safety),
+        *_rights(mode, target, standing, roles.lacking(target.session)),
+        *_superusers(roles, target),
         *_in_place(mode, target, standing),
         *_extensions(manifest, target),
         *_likeness(manifest.source, standing),
+        *_left_out(mode, manifest, target, standing),
         *_disk(manifest, target),
         *_bystanders(target, standing),
     ]
+
+
+def _condition(mode: Mode, target: Target, standing: Standing | None, *, safety: bool) -> list[Found]:
+    """Whether the target can be used for what is to be done with it."""
+    if standing is None or mode == "new":
+        return []
+    if standing.invalid:
+        found = f"{target.name} is half dropped, so it can be neither renamed nor read"
+        advice = f'drop it to its end first: DROP DATABASE "{target.name}"'
+        return [Found(verdict="refuse", what="target", found=found, advice=advice)]
+    try:
+        with connected(target.address):
+            return []
+    except DatabaseError as error:
+        found = f"{target.name} cannot be connected to: {error.message}"
+    if mode == "swap" and not safety:
+        said = "it is kept as it is, and what is in it cannot be looked at"
+        return [Found(verdict="warn", what="target", found=found, advice=said)]
+    advice = "--no-safety-backup, by swap: it is kept as it is, beside the restored one"
+    return [Found(verdict="refuse", what="target", found=found, advice=advice)]
+
+
+def _superusers(roles: Roles, target: Target) -> list[Found]:
+    """Roles that only a superuser can make."""
+    above = roles.superusers(target.session)
+    if not above or rights(target, None)["superuser"]:
+        return []
+    advice = "make them yourself, or restore as a superuser"
+    said = f"only a superuser can make the roles {', '.join(above)}"
+    return [Found(verdict="refuse", what="roles", found=said, advice=advice)]
+
+
+def _left_out(mode: Mode, manifest: Manifest, target: Target, standing: Standing | None) -> list[Found]:
+    """What would not be there after the restore: it is in no backup, or in no part of this one."""
+    found = []
+    if options := leaving_out(manifest.dump.options):
+        said = f"was made with {' '.join(options)}, so it holds a part of its database"
+        advice = "what it leaves out will not be in the restored database"
+        found.append(Found(verdict="warn", what="the backup", found=said, advice=advice))
+    if standing is None or mode == "new":
+        return found
+    with suppress(DatabaseError), connected(target.address) as session:
+        rows = session.rows(
+            "SELECT c.oid::regclass::text AS name"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+            " AND NOT c.relispartition AND c.relpersistence <> 't' ORDER BY 1"
+        )
+        new = [row["name"] for row in rows if row["name"] not in manifest.content.tables]
+        if new:
+            named = ", ".join(new[:_MOST_NAMED]) + (
+                f" and {len(new) - _MOST_NAMED} more" * (len(new) > _MOST_NAMED)
+            )
+            said = f"{len(new):,} tables of the target have no rows in the backup: {named}"
+            advice = "they are younger than it, were left out, or are a restore's (restored_…)"
+            found.append(Found(verdict="warn", what="tables", found=said, advice=advice))
+    return found
 
 
 def _permission(settings: Settings, mode: Mode, target: Target, standing: Standing | None) -> list[Found]:
@@ -133,8 +207,8 @@ def _in_place(mode: Mode, target: Target, standing: Standing | None) -> list[Fou
             "GRANT these roles to it, or restore as a role that has them",
         ),
         (
-            there["relations"] if 4 * there["relations"] > there["locks"] else 0,
-            "tables, indexes and the like",
+            there["objects"] if 4 * there["objects"] > there["locks"] else 0,
+            "tables, indexes, large objects and the like",
             f"need more locks than the server has room for ({there['locks']:,})",
             "raise max_locks_per_transaction",
         ),
@@ -196,32 +270,24 @@ def _disk(manifest: Manifest, target: Target) -> list[Found]:
     except (DatabaseError, OSError):
         free = None
     if free is None:
-        return [
-            Found(verdict="ok", what="disk", found=f"cannot be known from here; {need:,} bytes are needed")
-        ]
+        return [Found(verdict="ok", what="disk", found=f"cannot be known from here; {size(need)} are needed")]
     if free < need:
         return [
             Found(
                 verdict="refuse",
                 what="disk",
-                found=f"{free:,} bytes are free for the server's data, about {need:,} are needed",
+                found=f"{size(free)} are free for the server's data, about {size(need)} are needed",
                 advice="make room, or restore to another server",
             )
         ]
-    return [Found(verdict="ok", what="disk", found=f"{free:,} bytes free, about {need:,} needed")]
+    return [Found(verdict="ok", what="disk", found=f"{size(free)} free, about {size(need)} needed")]
 
 
 def _bystanders(target: Target, standing: Standing | None) -> list[Found]:
     """What hangs on the old database, and would keep it from being renamed or stay behind with it."""
     if standing is None:
         return []
-    name = literal(target.name)
-    rows = target.session.row(
-        f"""
-        SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = {name}) AS prepared,
-               (SELECT count(*) FROM pg_replication_slots WHERE database = {name}) AS slots
-        """
-    )
+    rows = holding_on(target)
     found = []
     if rows["prepared"]:
         found.append(

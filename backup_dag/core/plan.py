@@ -4,6 +4,8 @@ The artifact is read to its end, the target is asked what it is and what we may 
 is named with the time it should take. A plan that finds an obstacle refuses; nothing has changed then.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -11,16 +13,17 @@ from pydantic import BaseModel, ConfigDict
 
 from backup_dag.core import history
 from backup_dag.core.address import Address
+from backup_dag.core.bystanders import sessions
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.confirmation import MINUTES, code_for
 from backup_dag.core.databases import Database, configured
-from backup_dag.core.errors import ConfigurationError, GuardRefused
-from backup_dag.core.manifest import Check, DatabaseFacts, Manifest
+from backup_dag.core.errors import ConfigurationError, DiskError, GuardRefused
+from backup_dag.core.in_words import length, size
+from backup_dag.core.manifest import Check, Manifest
 from backup_dag.core.obstacles import Found, Mode, fitting_clients, obstacles
-from backup_dag.core.postgres import connected
 from backup_dag.core.roles import Roles
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Standing, Target, sessions
+from backup_dag.core.target import LONGEST_NAME, Standing, Target
 
 _LOAD, _PROVE, _ANALYZE = 40e6, 120e6, 400e6  # bytes of dump a second, where nothing was measured yet
 
@@ -59,6 +62,7 @@ class RestorePlan(_Document):
     target_version: str
     client_version: str
     mode: Mode
+    safety_backup: bool
     target_bytes: int | None
     roles_lacking: list[str]
     sessions: dict[str, int]
@@ -74,57 +78,65 @@ class RestorePlan(_Document):
     @property
     def purpose(self) -> str:
         """What a confirmation code is for."""
-        return f"{self.mode} {self.backup} {self.target}"
+        safely = "with" if self.safety_backup else "without"
+        return f"{self.mode} {self.backup} {self.target} {safely} a safety backup"
 
     @property
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
-        age = self.made - self.snapshot_time
         proven = "proven by a restore" if self.proven else "never restored yet"
-        local = self.snapshot_time.astimezone()
         said = [
             f"backup      {self.backup}",
-            f"            holds the state of {self.snapshot_time:%Y-%m-%d %H:%M:%S} UTC"
-            f" ({local:%Y-%m-%d %H:%M:%S %Z}), {_duration(age.total_seconds())} ago",
+            f"            holds the state of {self._moment()}, {length(self.made - self.snapshot_time)} ago",
             f"            made because: {self.reason}; {proven}; {self._checked()}",
-            f"            {self.tables:,} tables, {self.rows:,} rows; {self.artifact_bytes:,} bytes,"
-            f" {self.dump_bytes:,} of dump",
+            f"            {self.tables:,} tables, {self.rows:,} rows; {size(self.artifact_bytes)},"
+            f" {size(self.dump_bytes)} of dump",
             f"            {self.source}",
             f"target      {self.target}, PostgreSQL {self.target_version} (the backup's was"
             f" {self.source_version}; client {self.client_version})",
             f"            {self._target_now()}",
         ]
         for who, number in self.sessions.items():
-            said.append(f"            connected now: {number} × {who}")
+            ended = "" if self.mode == "new" else "; will be disconnected"
+            said.append(f"            connected now: {number} × {who}{ended}")
         if self.roles_lacking:
             said.append(f"roles       will be created, with their passwords: {', '.join(self.roles_lacking)}")
         for found in self.findings:
             said.append(f"{found.verdict:<11} {found.what}: {found.found}")
             if found.advice:
                 said.append(f"            → {found.advice}")
+        if self.refusals:
+            return [*said, "            nothing can be done before that is mended"]
         for number, step in enumerate(self.steps, 1):
-            how_long = "" if step.seconds is None else f"about {_duration(step.seconds)} ({step.basis})"
-            said.append(f"step {number}      {step.name}: {step.does}; {how_long}")
+            how_long = "" if step.seconds is None else f"; about {length(step.seconds)} ({step.basis})"
+            said.append(f"step {number}      {step.name}: {step.does}{how_long}")
         said.append(f"remains     {self.remains}")
         if self.confirmation_code:
-            said.append(f"code        {self.confirmation_code}  (good for {MINUTES} minutes)")
+            what = f"for Dagster's job restore, as confirmation_code; good for {MINUTES} minutes"
+            said.append(f"code        {self.confirmation_code}  ({what})")
         return said
+
+    def _moment(self) -> str:
+        """In UTC, and in local time where that is another."""
+        local = self.snapshot_time.astimezone()
+        here = "" if not local.utcoffset() else f" ({local:%Y-%m-%d %H:%M:%S %Z})"
+        return f"{self.snapshot_time:%Y-%m-%d %H:%M:%S} UTC{here}"
 
     def _checked(self) -> str:
         if self.checked.level == "checksum":
-            return f"the bytes that were read to their end before, compared in {self.checked.seconds:.1f} s"
+            return "unchanged since it was last read to its end"
         return f"read to its end in {self.checked.seconds:.1f} s"
 
     def _target_now(self) -> str:
         if self.target_bytes is None:
             return "there is no such database yet; it will be made"
         if self.mode == "new":
-            return f"it is there already, {self.target_bytes:,} bytes"
+            return f"it is there already, {size(self.target_bytes)}"
         if self.mode == "in-place":
             return (
-                f"it is there, {self.target_bytes:,} bytes, and will be emptied and filled in one transaction"
+                f"it is there, {size(self.target_bytes)}, and will be emptied and filled in one transaction"
             )
-        return f"it is there, {self.target_bytes:,} bytes, and stays as it is until the last step"
+        return f"it is there, {size(self.target_bytes)}, and stays as it is until the last step"
 
     def check(self) -> None:
         """Raises GuardRefused where something stands in the way."""
@@ -134,11 +146,28 @@ class RestorePlan(_Document):
             raise GuardRefused(f"the restore was not begun: {said}", hint=advice)
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be restored: the copy that was verified, newer backups that were passed over and why, and
+    what is wrong with the file that holds the roles."""
+
+    backup: Backup
+    copy: Copy
+    check: Check
+    passed_over: Sequence[str] = ()
+    roles_lost: Sequence[str] = ()
+
+    @property
+    def findings(self) -> Iterator[Found]:
+        for error in self.backup.missed:
+            yield Found(verdict="warn", what="stores", found=error.message, advice=error.hint)
+        for why in self.passed_over:
+            advice = "this restores an older state; see whether that backup can be mended, or copied again"
+            yield Found(verdict="warn", what="a NEWER backup", found=f"cannot be used: {why}", advice=advice)
+        if self.roles_lost:
+            said = f"cannot be read, so roles that are missing cannot be made: {'; '.join(self.roles_lost)}"
+            advice = "the data is whole; make roles that are missing yourself"
+            yield Found(verdict="warn", what="the roles' file", found=said, advice=advice)
 
 
 class Wish(_Document):
@@ -188,21 +217,24 @@ def target_of(settings: Settings, wish: Wish, manifest: Manifest) -> tuple[Datab
             "a restore into a new database needs its name", hint="give it with --target-database"
         )
     default = server.address.dbname if ours else manifest.source.dbname
-    return server, server.address.at(wish.target_database or default)
+    name = wish.target_database or default
+    if len(name.encode()) > LONGEST_NAME:
+        raise GuardRefused(
+            f"{name!r} is longer than the {LONGEST_NAME} bytes that PostgreSQL keeps of a name",
+            hint="choose a shorter --target-database",
+        )
+    return server, server.address.at(name)
 
 
-def make_plan(
-    settings: Settings, wish: Wish, backup: Backup, copy: Copy, check: Check, roles: Roles, target: Target
-) -> RestorePlan:
-    """Looks at everything a restore needs, once the copy has been read to its end (`check`)."""
-    manifest, standing = backup.manifest, target.standing()
+def make_plan(settings: Settings, wish: Wish, chosen: Chosen, roles: Roles, target: Target) -> RestorePlan:
+    """Looks at everything a restore needs, once the copy has been read to its end."""
+    backup, manifest, standing = chosen.backup, chosen.backup.manifest, target.standing()
     clients, said_of_clients = fitting_clients(settings, manifest, target)
     lacking = roles.lacking(target.session)
-    connected_now = sessions(target)
     findings = [
-        *(Found(verdict="warn", what="stores", found=e.message, advice=e.hint) for e in backup.missed),
+        *chosen.findings,
         *said_of_clients,
-        *obstacles(settings, wish.mode, manifest, target, lacking),
+        *obstacles(settings, wish.mode, manifest, target, roles, safety=wish.safety_backup),
     ]
     plan = RestorePlan(
         backup=str(backup.id),
@@ -212,8 +244,8 @@ def make_plan(
         reason=manifest.reason,
         partition_day=str(manifest.partition_day),
         proven=backup.proven,
-        checked=check,
-        source=copy.store.address(manifest.artifact.name),
+        checked=chosen.check,
+        source=chosen.copy.store.address(manifest.artifact.name),
         artifact_bytes=manifest.artifact.bytes,
         dump_bytes=manifest.dump.bytes,
         tables=len(manifest.content.tables),
@@ -223,17 +255,25 @@ def make_plan(
         target_version=target.session.server().version,
         client_version=clients.version if clients else "none that fits",
         mode=wish.mode,
+        safety_backup=wish.safety_backup,
         target_bytes=standing.bytes if standing else None,
         roles_lacking=lacking,
-        sessions=connected_now,
+        sessions=sessions(target),
         findings=findings,
-        steps=_steps(settings, wish, manifest, standing, check),
+        steps=_steps(settings, wish, manifest, standing, chosen.check),
         remains=_remains(wish, target, standing),
         confirmation_code="",
     )
-    if plan.refusals:
-        return plan
-    code = code_for(settings.backup_dir, what=plan.purpose, state=target.state())
+    return plan if plan.refusals else _with_code(settings, plan, target)
+
+
+def _with_code(settings: Settings, plan: RestorePlan, target: Target) -> RestorePlan:
+    try:
+        code = code_for(settings.backup_dir, what=plan.purpose, state=target.state())
+    except DiskError as error:  # a terminal needs no code
+        said = f"no confirmation code could be made, which Dagster's job needs: {error.message}"
+        found = Found(verdict="warn", what="code", found=said, advice=error.hint)
+        return plan.model_copy(update={"findings": [*plan.findings, found]})
     return plan.model_copy(update={"confirmation_code": code})
 
 
@@ -241,34 +281,28 @@ def _steps(
     settings: Settings, wish: Wish, manifest: Manifest, standing: Standing | None, check: Check
 ) -> list[Step]:
     last = history.last_seconds(settings.backup_dir, manifest.database)
-    size = manifest.dump.bytes
+    bytes = manifest.dump.bytes
 
-    def step(name: str, does: str, otherwise: float | None, basis: str) -> Step:
-        if name in last:
-            return Step(name=name, does=does, seconds=last[name], basis="its last restore")
-        return Step(name=name, does=does, seconds=otherwise, basis=basis)
+    def step(key: str, does: str, otherwise: float, basis: str, name: str = "") -> Step:
+        seconds, said = (last[key], "as in its last restore") if key in last else (otherwise, basis)
+        return Step(name=name or key, does=does, seconds=seconds, basis=said)
 
-    steps = [
-        step(
-            "verify",
-            "verify the copy once more, as this plan has done",
-            check.seconds,
-            "this plan's own",
-        )
-    ]
+    steps = [step("verify", "the copy, once more", check.seconds, "as just now")]
     if standing is not None and wish.mode != "new" and wish.safety_backup:
+        held = "; what writes to it waits from here on" if wish.mode == "in-place" else ""
         steps.append(
-            step("safety", "back up the target as it is", manifest.seconds, "as long as the backup took")
+            step("safety", f"back up the target as it is{held}", manifest.seconds, "as the backup took")
         )
-    loading = size / _LOAD + size / _ANALYZE
+    loading, proving = bytes / _LOAD + bytes / _ANALYZE, bytes / _PROVE
     if wish.mode == "in-place":
-        build = "in one transaction: empty the database, load, ANALYZE; other sessions wait from here on"
-        swap = "commit"
+        build, last_step = "in one transaction: empty the database, load, ANALYZE; all others wait", "commit"
     else:
-        build, swap = "load into a new database beside it, ANALYZE", "rename, in one transaction"
-    steps.append(step("build", build, loading, "its size"))
-    steps.append(step("prove", "compare every digest with the manifest", size / _PROVE, "its size"))
-    steps.append(step("swap", swap, 1.0, "no restore was measured yet"))
+        beside = " beside it" if standing is not None else ""
+        build, last_step = f"load into a new database{beside}, ANALYZE", "swap"
+    steps.append(step("build", build, loading, "guessed from its size"))
+    steps.append(step("prove", "compare every digest with the manifest", proving, "guessed from its size"))
+    done = {"commit": "the transaction", "swap": "rename, in one transaction"}[last_step]
+    steps.append(step("swap", done, 1.0, "it takes no longer", last_step))
     return steps
 
 
@@ -285,11 +319,3 @@ def _remains(wish: Wish, target: Target, standing: Standing | None) -> str:
         f"the database as it is now, renamed to {target.name}__before_<time>, for"
         f" backup-dag restore --rollback{earlier}"
     )
-
-
-def facts_for(target: Target, manifest: Manifest) -> DatabaseFacts:
-    """The properties of the new database: those of the target it replaces, else those of the backup."""
-    if target.standing() is None:
-        return manifest.source
-    with connected(target.address) as session:
-        return session.facts()

@@ -1,5 +1,6 @@
 """A session on a server: its snapshot and lock, and the facts that a restore will need."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,11 +17,18 @@ from backup_dag.core.errors import DatabaseError, DatabaseUnreachable, GuardRefu
 from backup_dag.core.manifest import DatabaseFacts, Server, Setting
 from backup_dag.core.stream import Writer
 
+MARK = "backup-dag {"
+"""What the comment of a database begins with that a restore made or keeps; `marks.py` reads the rest."""
+
 _LOCK = (0x6261636B, 0x64616721)
 """The advisory lock's key. Such locks belong to one database, so one key serves them all."""
 
 encodings.update(SQL_ASCII="latin-1", SQLASCII="latin-1")  # psycopg2 takes it for ASCII, and fails at more
 _CONNECT_SECONDS = 10
+
+DUMPING = {"timezone": "UTC", "bytea_output": "hex", "quote_all_identifiers": "off"}
+"""What pg_dump leaves to the session's settings, and changes its text: set for every dump, so that the same
+content is the same text wherever and whenever it is dumped."""
 
 AS_PG_DUMP_READS = (
     "SET search_path TO ''",
@@ -28,9 +36,16 @@ AS_PG_DUMP_READS = (
     "SET IntervalStyle TO postgres",
     "SET extra_float_digits TO 3",
     "SET row_security TO off",
+    "SET synchronize_seqscans TO off",
+    *(f"SET {name} TO '{value}'" for name, value in DUMPING.items()),
 )
-"""What makes COPY write values as pg_dump has them (`setup_connection` in pg_dump.c)."""
+"""What makes COPY write values as our dumps have them (`setup_connection` in pg_dump.c, and DUMPING)."""
 
+_PATIENT = "'statement_timeout', 'lock_timeout', 'idle_session_timeout', 'transaction_timeout',\
+ 'idle_in_transaction_session_timeout'"
+
+_ELEMENT = re.compile(r'"(?:[^"]|"")*"|[^\s,"]+')
+_LIST = re.compile(rf"\s*(?:(?:{_ELEMENT.pattern})\s*(?:,\s*(?:{_ELEMENT.pattern})\s*)*)?")
 _QUOTED_LISTS = {
     "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
     "temp_tablespaces", "unix_socket_directories",
@@ -128,10 +143,6 @@ class Session:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """A snapshot that others may take up while the block runs."""
-        self.rows(
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',"
-            " 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout')"
-        )
         self.rows("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         try:
             taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
@@ -151,20 +162,26 @@ class Session:
             return None
         return str(self.row("SELECT system_identifier AS id FROM pg_control_system()")["id"])
 
-    def facts(self) -> DatabaseFacts:
-        """What pg_dump without --create leaves out, and what a restore must bring back."""
+    def facts(self, of: str | None = None) -> DatabaseFacts:
+        """What pg_dump without --create leaves out, and what a restore must bring back.
+
+        `of` is another database of the server: of that one extensions and tablespaces are not known.
+        """
+        name = of or self.address.dbname
         # to_jsonb, since the columns of pg_database change from version to version
         row = self.row(
-            """
-            SELECT to_jsonb(d) AS d, pg_get_userbyid(d.datdba) AS owner, pg_database_size(d.oid) AS bytes,
+            f"""
+            SELECT to_jsonb(d) AS d, pg_get_userbyid(d.datdba) AS owner,
+                   {"0" if of else "pg_database_size(d.oid)"} AS bytes,
                    pg_encoding_to_char(d.encoding) AS encoding,
-                   shobj_description(d.oid, 'pg_database') AS comment
-            FROM pg_database d WHERE d.datname = current_database()
+                   CASE WHEN NOT starts_with(c.description, {literal(MARK)}) THEN c.description END AS comment
+            FROM pg_database d, shobj_description(d.oid, 'pg_database') c (description)
+            WHERE d.datname = {literal(name)}
             """
         )
         known = row["d"]
         return DatabaseFacts(
-            dbname=self.address.dbname,
+            dbname=name,
             owner=row["owner"],
             encoding=row["encoding"],
             collate=known["datcollate"],
@@ -174,54 +191,59 @@ class Session:
             connection_limit=known["datconnlimit"],
             grants=known["datacl"],
             comment=row["comment"],
-            settings=[setting.withheld() for setting in self.settings() if not setting.is_ours],
-            extensions={
-                e["extname"]: e["extversion"] for e in self.rows("SELECT * FROM pg_extension ORDER BY 1")
-            },
-            tablespaces=self.tablespaces(),
+            settings=[setting.withheld() for setting in self.settings(of)],
+            extensions={} if of else self._extensions(),
+            tablespaces=[] if of else self.tablespaces(),
             bytes=row["bytes"],
         )
 
-    def settings(self) -> list[Setting]:
-        """ALTER DATABASE … SET and ALTER ROLE … IN DATABASE … SET, values included."""
+    def _extensions(self) -> dict[str, str]:
+        rows = self.rows("SELECT extname, extversion FROM pg_extension ORDER BY 1")
+        return {row["extname"]: row["extversion"] for row in rows}
+
+    def settings(self, of: str | None = None) -> list[Setting]:
+        """ALTER DATABASE … SET and ALTER ROLE … IN DATABASE … SET, values included (`of`: see `facts`)."""
+        name = literal(of or self.address.dbname)
         rows = self.rows(
-            """
+            f"""
             SELECT r.rolname AS role, split_part(s, '=', 1) AS name, substr(s, strpos(s, '=') + 1) AS value
             FROM pg_db_role_setting d LEFT JOIN pg_roles r ON r.oid = d.setrole, unnest(d.setconfig) s
-            WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+            WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = {name})
             ORDER BY 1, 2
             """
         )
         return [Setting(**row) for row in rows]
 
     def properties_sql(self, facts: DatabaseFacts, settings: Sequence[Setting], name: str) -> list[str]:
-        """The statements that give a database called `name` these owner, limit, comment, grants and settings.
+        """The statements that give a database called `name` these owner, limit, comment and settings.
 
         Settings whose value is withheld are left out.
         """
+        database, owner = quoted(name), quoted(facts.owner)
+        said = [
+            f"ALTER DATABASE {database} OWNER TO {owner}",
+            f"ALTER DATABASE {database} CONNECTION LIMIT {facts.connection_limit}",
+        ]
+        if facts.comment:
+            said.append(f"COMMENT ON DATABASE {database} IS {literal(facts.comment)}")
+        return said + [_setting_sql(setting, name) for setting in settings if setting.value is not None]
+
+    def grants_sql(self, facts: DatabaseFacts, name: str) -> list[str]:
+        """The statements that give a database called `name` these grants. Where none were ever made, none."""
         grants = ", ".join(literal(grant) for grant in facts.grants or ())
         rows = self.rows(
             f"""
-            WITH d AS (SELECT {literal(name)}::text AS name, {literal(facts.owner)}::text AS owner,
-                              {facts.connection_limit} AS maximum, {literal(facts.comment or "")} AS comment,
-                              ARRAY[{grants}]::aclitem[] AS acl)
-            SELECT 1 AS turn, format('ALTER DATABASE %I OWNER TO %I', name, owner) AS said
-            FROM d UNION ALL
-            SELECT 2, format('ALTER DATABASE %I CONNECTION LIMIT %s', name, maximum)
-            FROM d UNION ALL
-            SELECT 3, format('COMMENT ON DATABASE %I IS %L', name, comment)
-            FROM d WHERE comment <> '' UNION ALL
-            SELECT 4, format('REVOKE ALL ON DATABASE %I FROM PUBLIC', name)
+            WITH d AS (SELECT {literal(name)}::text AS name, ARRAY[{grants}]::aclitem[] AS acl)
+            SELECT 1 AS turn, format('REVOKE ALL ON DATABASE %I FROM PUBLIC', name) AS said
             FROM d WHERE cardinality(acl) > 0 UNION ALL
-            SELECT 5, format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, name,
+            SELECT 2, format('GRANT %s ON DATABASE %I TO %s%s', a.privilege_type, name,
                              CASE a.grantee WHEN 0 THEN 'PUBLIC'
                                             ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
                              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
             FROM d, unnest(acl) granted, aclexplode(ARRAY[granted]) a ORDER BY 1, 2
             """
         )
-        known = [setting for setting in settings if setting.value is not None and not setting.is_ours]
-        return [row["said"] for row in rows] + [_setting_sql(setting, name) for setting in known]
+        return [row["said"] for row in rows]
 
     def tablespaces(self) -> list[str]:
         """Those that this database's objects lie in, without the database's own default."""
@@ -247,11 +269,13 @@ class Session:
 
 
 def _safely(session: Session, connection: Connection) -> Session:
-    """Nothing that a database's owner defined or set may change what our queries mean, or run as us.
+    """Nothing that a database's owner defined or set may change what our queries mean, run as us, or end
+    what we wait for: a session holds its lock and its snapshot as long as a dump or a load takes.
 
     All text comes as UTF-8; from SQL_ASCII, which is no encoding, as it is, a byte a character.
     """
     session.rows("SELECT pg_catalog.set_config('search_path', '', false)")
+    session.rows(f"SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ({_PATIENT})")
     session.rows("SET default_transaction_read_only TO off")
     connection.set_client_encoding("SQL_ASCII" if session.is_sql_ascii else "UTF8")
     return session
@@ -261,10 +285,19 @@ def _setting_sql(setting: Setting, dbname: str) -> str:
     database = quoted(dbname)
     whose = f"ROLE {quoted(setting.role)} IN DATABASE {database}" if setting.role else f"DATABASE {database}"
     value = setting.value or ""
-    # these hold lists that are stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)
-    listed = value.replace('""', "''") if setting.name in _QUOTED_LISTS and value else literal(value)
+    said = _list_sql(value) if setting.name in _QUOTED_LISTS else literal(value)
     name = ".".join(quoted(part) for part in setting.name.split("."))
-    return f"ALTER {whose} SET {name} TO {listed}"
+    return f"ALTER {whose} SET {name} TO {said}"
+
+
+def _list_sql(value: str) -> str:
+    """A list that is stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c), element by element:
+    it may come from a manifest, and stands in a statement of ours."""
+    if not _LIST.fullmatch(value):
+        return literal(value)
+    elements = [found[0] for found in _ELEMENT.finditer(value)]
+    plain = (each[1:-1].replace('""', '"') if each.startswith('"') else each for each in elements)
+    return ", ".join(map(literal, plain)) or "''"
 
 
 @contextmanager

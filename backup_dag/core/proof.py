@@ -10,7 +10,7 @@ differs too, the restored database is not what was backed up.
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,7 +133,7 @@ def _looked_at_again(
     source: Source, session: Session, again: list[str], found: _ReadAlong, clients: Clients
 ) -> tuple[list[str], list[str]]:
     """Reads the artifact once more, for these alone: faults, and notes on what proved to be the same."""
-    rows, promised = {name: _Rows() for name in again if name not in (_OBJECTS, _SCHEMA)}, _ReadAlong()
+    rows, promised = {name: Rows() for name in again if name not in (_OBJECTS, _SCHEMA)}, _ReadAlong()
     source.read(Fingerprint(rows=_handed_to(rows), schema=promised.schema, objects=promised.objects))
     faults: list[str] = []
     notes: list[str] = []
@@ -142,28 +142,18 @@ def _looked_at_again(
     if _OBJECTS in again and promised.objects.total != found.objects.total:
         faults.append("the large objects have other content")
     for name, there in rows.items():
-        if there.total == _rows_of(session, there, _encoding(source.manifest, session)).total:
+        if there.total == rows_of(session, there, _encoding(source.manifest, session)).total:
             notes.append(f"table {name} came back with the same rows in another order")
         else:
             faults.append(f"table {name} has other content in the same number of rows")
     return faults, notes
 
 
-def with_other_rows(
-    source: Source, where: Copying, tables: Iterable[str], now: Mapping[str, str] | None = None
-) -> list[str]:
-    """Which of these tables hold other rows, whatever their order. `now`: what they are called there.
-
-    Reads the artifact again.
-    """
-    rows = {name: _Rows() for name in tables}
+def with_other_rows(source: Source, where: Copying, tables: Iterable[str]) -> list[str]:
+    """Which of these tables hold other rows, whatever their order. Reads the artifact again."""
+    rows, encoding = {name: Rows() for name in tables}, source.manifest.source.encoding
     source.read(Fingerprint(rows=_handed_to(rows)))
-    called, encoding = now or {}, source.manifest.source.encoding
-    return [
-        name
-        for name, there in rows.items()
-        if there.total != _rows_of(where, there, encoding, called.get(name)).total
-    ]
+    return [name for name, read in rows.items() if read.total != rows_of(where, read, encoding).total]
 
 
 def _schemas_compared(
@@ -204,27 +194,30 @@ class _Objects:
         return self._sum % (1 << 128)
 
 
-class _Rows:
+class Rows:
     """Rows without their order: the sum of their hashes (BLAKE2b, 128 bits, modulo 2¹²⁸)."""
 
     def __init__(self) -> None:
         self.what = b""  # name and columns, as COPY takes them
-        self._held = b""
+        self._row = hashlib.blake2b(digest_size=16)  # the row that has begun, however long it is
         self._sum = 0
         self._count = 0
 
     def write(self, data: bytes) -> None:
-        *rows, self._held = (self._held + data).split(b"\n")
-        self._count += len(rows)
+        end, *rows = data.split(b"\n")
+        self._row.update(end)
         for row in rows:
-            self._sum += int.from_bytes(hashlib.blake2b(row, digest_size=16).digest(), "big")
+            self._sum += int.from_bytes(self._row.digest(), "big")
+            self._row = hashlib.blake2b(row, digest_size=16)
+        self._count += len(rows)
 
     @property
     def total(self) -> tuple[int, int]:
+        """How many, and the sum."""
         return self._count, self._sum % (1 << 128)
 
 
-def _handed_to(rows: dict[str, _Rows]) -> RowsWriter:
+def _handed_to(rows: dict[str, Rows]) -> RowsWriter:
     def choose(name: str, what: bytes) -> Writer | None:
         if name in rows:
             rows[name].what = what
@@ -233,15 +226,16 @@ def _handed_to(rows: dict[str, _Rows]) -> RowsWriter:
     return choose
 
 
-def _rows_of(where: Copying, backed_up: _Rows, encoding: str, name: str | None = None) -> _Rows:
+def rows_of(where: Copying, backed_up: Rows, encoding: str) -> Rows:
     """The rows of a table now, with its columns in the order in which they were backed up.
 
     Of a partitioned table, through which its partitions' rows were backed up, those of all of them.
     """
-    table, columns = _NAME_AND_COLUMNS.fullmatch(backed_up.what).groups(b"")  # type: ignore[union-attr]
-    table = name.encode() if name else table
+    match = _NAME_AND_COLUMNS.fullmatch(backed_up.what)
+    assert match is not None
+    table, columns = match.groups(b"")
     itself = b"'" + table.replace(b"'", b"''") + b"'::regclass"
-    rows = _Rows()
+    rows = Rows()
     where.copy_out(
         b"COPY (SELECT "
         + columns

@@ -19,7 +19,7 @@ from backup_dag.core.backup import Order, take_backup
 from backup_dag.core.beside import Beside
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
 from backup_dag.core.confirmation import check_code
-from backup_dag.core.databases import whole_database
+from backup_dag.core.databases import configured, whole_database
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -30,10 +30,10 @@ from backup_dag.core.holds import held
 from backup_dag.core.inplace import InPlace
 from backup_dag.core.key import decryption_key
 from backup_dag.core.manifest import Level, Manifest
-from backup_dag.core.plan import RestorePlan, Wish, make_plan, target_of
+from backup_dag.core.plan import Chosen, RestorePlan, Wish, make_plan, target_of
 from backup_dag.core.proof import Proof
 from backup_dag.core.reading import Source
-from backup_dag.core.roles import Roles, create_lacking, read_roles
+from backup_dag.core.roles import Roles, create_lacking, drop_created, read_roles
 from backup_dag.core.settings import Settings
 from backup_dag.core.stream import Observer
 from backup_dag.core.target import Target, target_at
@@ -68,6 +68,8 @@ class Restoration:
     def __init__(self, settings: Settings, wish: Wish, watch: Watch = lambda _: None) -> None:
         self._settings, self._wish, self._watch = settings, wish, watch
         self._stack = ExitStack()
+        self._finished = False
+        self._roles_lost: list[str] = []  # what is wrong with the file that holds them
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +86,7 @@ class Restoration:
             BackupNotFound, IntegrityError: no such backup, or no copy that can be used.
             ConfigurationError, DatabaseUnreachable: the target's server.
         """
-        self._backup = _found(self._settings, self._wish)
+        self._backup, self._passed_over = _found(self._settings, self._wish)
         manifest = self._backup.manifest
         usable = [copy for copy in self._backup.copies if not copy.fault and copy.manifest]
         if not usable:
@@ -110,17 +112,23 @@ class Restoration:
         """
         with self._timed("verify"):
             faults: list[str] = []
-            for copy in self._backup.copies:
-                if copy.fault or copy.manifest is None:
-                    continue
+            usable = [copy for copy in self._backup.copies if copy.manifest and not copy.fault]
+            for copy in usable:
                 level: Level = "checksum" if copy.read_to_its_end and not to_its_end else "content"
                 check = examine(self._settings, copy, level, self._watch("verifying the backup"))
                 with suppress(BackupDagError):  # a bucket may only be readable from here
-                    record(copy.store, copy.manifest, check)
+                    record(copy.store, self._manifest, check)
                 if check.passed:
                     self._copy, self._check = copy, check
                     return
                 faults += check.faults
+            for copy in usable:  # the data may be whole, and only the roles' file damaged
+                check = examine(
+                    self._settings, copy, "content", self._watch("verifying the data"), roles=False
+                )
+                if check.passed:
+                    self._copy, self._check, self._roles_lost = copy, check, faults
+                    return
         raise IntegrityError(
             f"{self._backup.id} is damaged and was not restored: {'; '.join(faults)}",
             hint="restore another backup; backup-dag list shows them",
@@ -128,10 +136,12 @@ class Restoration:
 
     def plan(self) -> RestorePlan:
         """What the next steps would do. Nothing has been changed yet."""
-        self._roles: Roles = read_roles(self._settings, self._copy.store, self._manifest, self._key)
-        return make_plan(
-            self._settings, self._wish, self._backup, self._copy, self._check, self._roles, self._target
-        )
+        if self._roles_lost:
+            self._roles = Roles("")
+        else:
+            self._roles = read_roles(self._settings, self._copy.store, self._manifest, self._key)
+        chosen = Chosen(self._backup, self._copy, self._check, self._passed_over, self._roles_lost)
+        return make_plan(self._settings, self._wish, chosen, self._roles, self._target)
 
     def confirm(self, plan: RestorePlan, code: str) -> None:
         """Raises GuardRefused unless the code is for this plan and the target as it stands now."""
@@ -149,6 +159,8 @@ class Restoration:
         self._stack.enter_context(self._target.locked())
         self._stack.enter_context(held(self._copy.store, self._backup.id))
         self._target.sweep()
+        self._way = self._begun()
+        self._way.hold()
         if self._wish.mode == "new" or not self._wish.safety_backup or self._target.standing() is None:
             return None
         with self._timed("safety"):
@@ -158,6 +170,17 @@ class Restoration:
         self._report.safety_backup = made.backup
         return made
 
+    def _begun(self) -> Way:
+        """The way that this restore goes, undone on leaving the context unless it is finished."""
+        way: Way
+        if self._wish.mode == "in-place":
+            way = InPlace(self.source, self._target, self._timed)
+        else:
+            keep = self._wish.mode == "swap"
+            way = Beside(self.source, self._target, self._roles, self._timed, keep=keep)
+        self._stack.callback(way.close)
+        return way
+
     def build(self) -> str:
         """Makes the roles that are missing, and loads the backup to where nobody uses it; returns where.
 
@@ -166,13 +189,15 @@ class Restoration:
             IntegrityError: the copy has changed since it was verified.
         """
         with self._timed("build"):
+            self._stack.callback(self._drop_roles)
+            self._stack.callback(self._way.close)  # goes before: roles that own something cannot be dropped
             self._report.roles_created = create_lacking(self._target.session, self._roles)
-            if self._wish.mode == "in-place":
-                self._way: Way = InPlace(self.source, self._target, self._timed)
-            else:
-                self._way = Beside(self.source, self._target, self._roles, self._timed)
-            self._stack.callback(self._way.close)
             return self._way.build(self._watch("loading"))
+
+    def _drop_roles(self) -> None:
+        """Those that this restore made, unless it was finished."""
+        if not self._finished:
+            drop_created(self._target.session, self._report.roles_created)
 
     def prove(self) -> Proof:
         """Compares what was built with the manifest, and records beside the copy that it was the same.
@@ -198,6 +223,7 @@ class Restoration:
         """
         with self._timed("swap"):
             done = self._way.finish()
+        self._finished = True
         self._report.kept_as = done.kept_as
         self._report.window_ms = None if done.window is None else round(done.window * 1000, 1)
         history.record(
@@ -239,22 +265,33 @@ class Restoration:
         self._report.seconds[step] = round(time.monotonic() - began, 3)
 
 
-def _found(settings: Settings, wish: Wish) -> Backup:
-    """The backup that is wished for. A safety backup holds the state that a restore was to undo, so it is
-    restored only where it is asked for by name."""
+def _found(settings: Settings, wish: Wish) -> tuple[Backup, list[str]]:
+    """The backup that is wished for, and newer ones that would have been it, but cannot be used: why not.
+
+    A safety backup holds the state that a restore was to undo, so it is restored only where it is asked for
+    by name.
+    """
     if wish.backup != "latest":
         if wish.as_of is not None:
             raise GuardRefused(
                 "a backup and a time were both given", hint="leave out one of them: --as-of finds the backup"
             )
-        return find(settings, wish.backup)
+        found = find(settings, wish.backup)
+        if wish.database not in (None, found.id.database):
+            raise GuardRefused(
+                f"{found.id} is a backup of {found.id.database}, and not of {wish.database}",
+                hint="leave out --database; --target-database says where to",
+            )
+        return found, []
     catalog = Catalog(open_stores(settings))
-    database = _whose(catalog, wish)
-    for found in catalog.newest_first(database):
-        if found.manifest.reason == "pre_restore":
+    database, passed_over = _whose(settings, catalog, wish), list[str]()
+    for found in catalog.newest_first(database, usable=False):
+        if wish.as_of is not None and found.id.time > wish.as_of:
             continue
-        if wish.as_of is None or found.manifest.snapshot_time <= wish.as_of:
-            return found
+        if not any(not copy.fault for copy in found.copies):
+            passed_over.append(f"{found.id}: {'; '.join(copy.fault for copy in found.copies)}")
+        elif found.manifest.is_of_a_night:
+            return found, passed_over
     when = f" from {wish.as_of:%Y-%m-%d %H:%M:%S %Z} or before" if wish.as_of else ""
     raise BackupNotFound(
         f"there is no usable backup of {database}{when} in {catalog.places}",
@@ -262,14 +299,16 @@ def _found(settings: Settings, wish: Wish) -> Backup:
     )
 
 
-def _whose(catalog: Catalog, wish: Wish) -> str:
-    """Whose backups are meant: as wished, else the only database's there is a backup of.
+def _whose(settings: Settings, catalog: Catalog, wish: Wish) -> str:
+    """Whose backups are meant: as wished, else the one configured database's, else the only one's there is.
 
     Raises GuardRefused where several could be meant.
     """
     if wish.database:
         return wish.database
-    names = sorted({backup.database for backup in catalog.survey().ids})
+    there = {backup.database for backup in catalog.survey().ids}
+    ours = there & {database.name for database in configured(settings)}
+    names = sorted(ours if len(ours) == 1 else there)
     if len(names) > 1:
         raise GuardRefused(
             f"there are backups of several databases: {', '.join(names)}", hint="choose one with --database"

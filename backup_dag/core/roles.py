@@ -5,12 +5,13 @@ A role that is there already is never altered: it may have changed for good reas
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from backup_dag.core.errors import DatabaseError
 from backup_dag.core.key import Key
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.postgres import Session
+from backup_dag.core.postgres import Session, quoted
 from backup_dag.core.reading import read_back
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import compare
@@ -25,6 +26,8 @@ _STATEMENT = re.compile(
     rf"|GRANT (?P<granted>{_NAME}) TO (?P<member>{_NAME})){_REST}",
     re.MULTILINE,
 )
+_ABOVE = re.compile(r"^ALTER ROLE .* WITH (?:[A-Z]+ )*(?:SUPERUSER|REPLICATION|BYPASSRLS)\b", re.DOTALL)
+_BELOW = re.compile(r" NO(?:SUPERUSER|REPLICATION|BYPASSRLS)\b")
 _GRANTOR = re.compile(rf" GRANTED BY {_NAME}(?=;$)")
 
 
@@ -46,11 +49,21 @@ class Roles:
         there = {row["rolname"] for row in session.rows("SELECT rolname FROM pg_roles")}
         return [name for name in self.names if name not in there]
 
-    def making(self, wanted: Iterable[str]) -> list[str]:
-        """The statements that make these roles, and give them their memberships, in order."""
+    def superusers(self, session: Session) -> list[str]:
+        """Those of the lacking ones that have a right which only a superuser can give."""
+        lacking = set(self.lacking(session))
+        above = (match for match in _STATEMENT.finditer(self.text) if _ABOVE.search(match[0]))
+        return sorted(lacking & {_unquoted(match["role"]) for match in above if match["role"]})
+
+    def making(self, wanted: Iterable[str], *, superuser: bool) -> list[str]:
+        """The statements that make these roles, and give them their memberships, in order.
+
+        Who is no superuser may not even say that a role is none.
+        """
         chosen = set(wanted)
         return [
-            _GRANTOR.sub("", match[0])  # whoever granted it need not be there, nor may we speak for them
+            # whoever granted it need not be there, nor may we speak for them
+            _GRANTOR.sub("", match[0] if superuser else _without_what_is_above(match))
             for match in _STATEMENT.finditer(self.text)
             if chosen & {_unquoted(name) for name in match.groups() if name}
         ]
@@ -87,9 +100,12 @@ def create_lacking(session: Session, roles: Roles) -> list[str]:
     lacking = roles.lacking(session)
     if not lacking:
         return []
+    superuser = session.row("SELECT rolsuper AS so FROM pg_roles WHERE rolname = current_user")["so"]
     session.rows("BEGIN")
     try:
-        for statement in roles.making(lacking):
+        if superuser:  # password hashes need not stand in the server's log
+            session.rows("SET LOCAL log_statement = 'none'")
+        for statement in roles.making(lacking, superuser=superuser):
             session.rows(statement)
         session.rows("COMMIT")
     except DatabaseError as error:
@@ -99,6 +115,22 @@ def create_lacking(session: Session, roles: Roles) -> list[str]:
             hint="create them yourself, or restore as a superuser",
         ) from error
     return lacking
+
+
+def drop_created(session: Session, names: Iterable[str]) -> None:
+    """Takes roles away again that were made for what has failed. One that is in use by now stays."""
+    for name in names:
+        with suppress(DatabaseError):
+            session.rows(f"DROP ROLE {quoted(name)}")
+
+
+def _without_what_is_above(match: "re.Match[str]") -> str:
+    """An ALTER ROLE without the words that only a superuser may say, even to deny."""
+    if match["role"] is None:
+        return match[0]
+    end = match.end("role") - match.start()
+    attributes, password, rest = match[0][end:].partition(" PASSWORD '")
+    return match[0][:end] + _BELOW.sub("", attributes) + password + rest
 
 
 class _Text:

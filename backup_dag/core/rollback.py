@@ -4,10 +4,12 @@ from datetime import UTC, datetime
 
 from backup_dag.core.address import Address
 from backup_dag.core.audit import audited
+from backup_dag.core.bystanders import holding_on, sessions
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import GuardRefused
+from backup_dag.core.marks import Made
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Made, Target, target_at
+from backup_dag.core.target import Target, target_at
 
 
 def target_address(settings: Settings, database: str | None, target_database: str | None) -> Address:
@@ -16,10 +18,13 @@ def target_address(settings: Settings, database: str | None, target_database: st
     return address.at(target_database) if target_database else address
 
 
-def kept(settings: Settings, address: Address) -> list[Made]:
-    """The databases that restores of this one kept, the newest first. Raises GuardRefused: there are none."""
+def kept(settings: Settings, address: Address) -> tuple[list[Made], dict[str, int]]:
+    """The databases that restores of this one kept, the newest first; and who is connected to it now.
+
+    Raises GuardRefused: there are none.
+    """
     with target_at(address) as target:
-        return _kept(target)
+        return _kept(target), sessions(target)
 
 
 def roll_back(settings: Settings, address: Address) -> tuple[Made, str, float]:
@@ -37,10 +42,23 @@ def roll_back(settings: Settings, address: Address) -> tuple[Made, str, float]:
         target.locked(),
     ):
         back, now = _kept(target)[0], datetime.now(UTC)
-        aside = target.aside("before", now) if target.standing() else None
-        seconds = target.swap(back.name, keep_as=aside, backup=back.backup, now=now)
-        entry.done(back=back.name, kept_as=aside)
-    return back, aside or "nothing", seconds
+        keep = None
+        if target.standing():
+            _check_nothing_holds_on(target)
+            aside, comment = target.aside("before", now), target.facts().comment
+            keep = Made(aside, "before", target.name, now, back.backup, comment)
+        seconds = target.swap(back.name, keep=keep)
+        target.comment(back.comment)
+        entry.done(back=back.name, kept_as=keep.name if keep else None)
+    return back, keep.name if keep else "nothing", seconds
+
+
+def _check_nothing_holds_on(target: Target) -> None:
+    if prepared := holding_on(target)["prepared"]:
+        raise GuardRefused(
+            f"{prepared} prepared transactions are open in {target.name}, and it is renamed only after them",
+            hint="COMMIT PREPARED or ROLLBACK PREPARED them (see pg_prepared_xacts)",
+        )
 
 
 def drop_kept(settings: Settings, address: Address) -> list[Made]:
@@ -52,6 +70,11 @@ def drop_kept(settings: Settings, address: Address) -> list[Made]:
         target.locked(),
     ):
         gone = _kept(target)
+        if target.standing() is None:
+            raise GuardRefused(
+                f"there is no database {target.name} any more: what is kept is all there is of it",
+                hint="backup-dag restore --rollback puts it in its place",
+            )
         for made in gone:
             target.drop(made.name)
             dropped.append(made.name)
@@ -63,6 +86,7 @@ def _kept(target: Target) -> list[Made]:
     if not found:
         raise GuardRefused(
             f"no database that stood in the place of {target.address} is kept",
-            hint="only a restore with --mode swap keeps one; restore an older backup instead",
+            hint="only a restore by swap keeps one; after one in place its safety backup leads back: see its"
+            " id in backup-dag list (pre_restore), and restore it the same way",
         )
     return found

@@ -1,42 +1,49 @@
 """Single tables back, after an accidental deletion: into a schema of their own in the live database.
 
 Nothing of the live database is touched: the rows lie beside it, to be compared and copied back. The
-backup's definitions and these tables' rows are loaded into a database aside; the tables are moved there
-into the new schema, and come over in one transaction, held to the manifest's digests on the way.
+backup's definitions and these tables' rows are loaded into a database aside and proven there; the tables
+are moved into the new schema, stripped to their columns, and come over in one transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
-from typing import Self
 
-from backup_dag.core.address import Address
+from backup_dag.core.asked import Asked, resolved
 from backup_dag.core.audit import audited
 from backup_dag.core.clients import Clients
-from backup_dag.core.errors import BackupNotFound, GuardRefused, IntegrityError
-from backup_dag.core.loading import LOADING, loading_clients
-from backup_dag.core.manifest import Manifest, Table
-from backup_dag.core.plan import facts_for
+from backup_dag.core.errors import GuardRefused, IntegrityError
+from backup_dag.core.loading import loading_clients, loading_parameters
+from backup_dag.core.manifest import Manifest
+from backup_dag.core.picking import Picking
 from backup_dag.core.postgres import Session, connected, literal, quoted
-from backup_dag.core.proof import with_other_rows
 from backup_dag.core.reading import Source
 from backup_dag.core.restore import Restoration
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.dump import dumping, loading
 from backup_dag.core.stages.fingerprint import Fingerprint
-from backup_dag.core.stream import Writer
 from backup_dag.core.target import Target
 
 
 @dataclass(frozen=True)
+class Back:
+    """One table: its name, what it is called in the new schema, its rows, and whether a live one is there."""
+
+    name: str
+    now: str
+    rows: int
+    live: bool
+
+
+@dataclass(frozen=True)
 class TablesBack:
-    """What lies in the new schema now: rows by table, named as in the backup."""
+    """What lies in the new schema now."""
 
     backup: str
     target: str
     schema: str
-    rows: dict[str, int]
+    tables: list[Back]
 
 
 def bring_back(settings: Settings, restoration: Restoration, wanted: Sequence[str]) -> TablesBack:
@@ -44,58 +51,36 @@ def bring_back(settings: Settings, restoration: Restoration, wanted: Sequence[st
 
     Raises:
         BackupNotFound: the backup has no such table.
-        GuardRefused: there is no live database, or another restore of it is running.
+        GuardRefused: there is no live database, another restore of it is running, or two of the tables have
+            the same name.
         IntegrityError: what would have come is not what was backed up. Nothing has changed then.
         DatabaseError: the server refused. Nothing has changed then.
     """
-    source, target = restoration.source, restoration.target
-    names = [_known(source.manifest, name) for name in wanted]
+    source, target, now = restoration.source, restoration.target, datetime.now(UTC)
     if target.standing() is None:
         raise GuardRefused(
             f"there is no database {target.name} to bring tables back into",
             hint="restore all of it: backup-dag restore",
         )
     clients = loading_clients(settings, source.manifest, target.session.server_major)
-    now = datetime.now(UTC)
-    with (
-        audited(
-            settings.backup_dir,
-            "restore",
-            source.manifest.database,
-            source.manifest.backup,
-            target=str(target.address),
-            mode="tables",
-            tables=names,
-        ) as entry,
-        target.locked(),
-    ):
+    with _noted(settings, source.manifest, target, wanted), target.locked():
         target.sweep()
         aside, schema = target.aside("restoring", now), _free_schema(target, now)
-        entry["schema"] = schema
-        target.create(aside, facts_for(target, source.manifest), source.manifest.backup, now)
+        target.create(aside, target.facts(), source.manifest.backup, now)
         try:
-            _load(source, target, aside, names, clients)
-            moved = _moved(target, aside, names, schema)
-            _bring_over(source, target, aside, schema, moved, clients)
+            asked = _loaded(source, target, aside, wanted, clients)
+            there = _moved(target, aside, asked, schema)
+            _bring_over(target, aside, schema, there, clients)
         finally:
             target.drop(aside)
-    rows = {name: source.manifest.content.tables[name].rows for name in names}
-    return TablesBack(source.manifest.backup, str(target.address), schema, rows)
+    return TablesBack(source.manifest.backup, str(target.address), schema, _found_live(target, there))
 
 
-def _known(manifest: Manifest, wanted: str) -> str:
-    """The table's name as the dump quotes it, from that or from the name without quotes."""
-    tables = manifest.content.tables
-    if wanted in tables:
-        return wanted
-    plain = {name.replace('"', ""): name for name in tables}
-    if wanted in plain:
-        return plain[wanted]
-    like = ", ".join(get_close_matches(wanted, [*plain], 3)) or ", ".join(sorted(tables)[:10])
-    raise BackupNotFound(
-        f"{manifest.backup} has no table {wanted}",
-        hint=f"give it as schema.name (of a partitioned table its partitions); there are {like}",
-    )
+@contextmanager
+def _noted(settings: Settings, manifest: Manifest, target: Target, wanted: Sequence[str]) -> Iterator[None]:
+    details = {"target": str(target.address), "mode": "tables", "tables": list(wanted)}
+    with audited(settings.backup_dir, "restore", manifest.database, manifest.backup, **details):
+        yield
 
 
 def _free_schema(target: Target, now: datetime) -> str:
@@ -107,108 +92,88 @@ def _free_schema(target: Target, now: datetime) -> str:
     return name
 
 
-def _load(source: Source, target: Target, aside: str, names: Sequence[str], clients: Clients) -> None:
-    with loading(target.address.at(aside), clients, LOADING) as psql:
-        chosen = _Chosen(psql, names)
-        source.read(Fingerprint(rows=chosen.rows, schema=chosen))
-        chosen.finish()
+def _loaded(
+    source: Source, target: Target, aside: str, wanted: Sequence[str], clients: Clients
+) -> list[Asked]:
+    """Loads what was asked for into the database aside, and proves it there."""
+    address = target.address.at(aside)
+    parameters = loading_parameters(target.session.server_major)
+    with Picking(address, clients, parameters, lambda: resolved(address, source.manifest, wanted)) as picking:
+        source.read(Fingerprint(rows=picking.rows, schema=picking))
+        picking.finish()
+    if wrong := picking.other_rows(source.manifest):
+        raise IntegrityError(
+            f"{', '.join(wrong)} would not have come back as backed up; nothing was changed",
+            hint="restore another backup",
+        )
+    return picking.asked
 
 
-class _Chosen:
-    """Passes on the definitions that come before the first rows, and the rows of the chosen tables."""
-
-    def __init__(self, psql: Writer, names: Sequence[str]) -> None:
-        self._psql, self._names = psql, names
-        self._rows_have_begun = self._open = False
-
-    def write(self, text: bytes) -> None:
-        """Text that is not rows. What comes after the first rows (indexes, triggers …) is left out."""
-        if not self._rows_have_begun:
-            self._psql.write(text)
-
-    def rows(self, name: str, what: bytes) -> "_Chosen._Rows | None":
-        self._rows_have_begun = True
-        self.finish()
-        if name not in self._names:
-            return None
-        self._open = True
-        self._psql.write(b"COPY " + what + b" FROM stdin;\n")
-        return _Chosen._Rows(self._psql)
-
-    def finish(self) -> None:
-        """Ends the rows that are being passed on, if any are."""
-        if self._open:
-            self._psql.write(b"\\.\n")
-            self._open = False
-
-    class _Rows:
-        def __init__(self: Self, psql: Writer) -> None:
-            self.write = psql.write
-
-
-def _moved(target: Target, aside: str, names: Sequence[str], schema: str) -> dict[str, str]:
-    """Moves the tables into the new schema, on their own; by what they are called there, what they were."""
-    moved = {}
+def _moved(target: Target, aside: str, asked: Sequence[Asked], schema: str) -> list[Back]:
+    """Moves the tables into the new schema, on their own; of a partitioned one all rows, in one table."""
+    moved = []
     with connected(target.address.at(aside)) as session:
         session.rows(f"CREATE SCHEMA {quoted(schema)}")
-        for name in names:
-            oid = session.row(f"SELECT {literal(name)}::regclass::oid::bigint AS oid")["oid"]
-            _let_go(session, oid)
-            session.rows(f"ALTER TABLE {name} SET SCHEMA {quoted(schema)}")
-            now = session.row(f"SELECT {oid}::regclass::text AS name")["name"]
-            moved[now] = name
+        for each in asked:
+            now = f"{quoted(schema)}.{quoted(each.bare)}"
+            if each.partitioned:
+                session.rows(f"CREATE TABLE {now} AS TABLE {each.name}")
+            else:
+                _strip(session, each.name)
+                session.rows(f"ALTER TABLE {each.name} SET SCHEMA {quoted(schema)}")
+            rows = session.row(f"SELECT count(*) AS n FROM {now}")["n"]
+            moved.append(Back(each.name, now, rows, live=False))
     return moved
 
 
-def _let_go(session: Session, oid: int) -> None:
-    """A partition or an heir as a table by itself: its parent does not come along."""
-    parents = session.rows(
+def _strip(session: Session, table: str) -> None:
+    """To its columns: a partition or an heir as a table by itself, and without defaults, so that dropping the
+    schema takes nothing from a table that rows were copied to."""
+    oid = f"{literal(table)}::regclass"
+    for row in session.rows(
         f"""
-        SELECT i.inhparent::regclass::text AS parent, i.inhrelid::regclass::text AS child,
-               c.relispartition AS part
+        SELECT format(CASE WHEN c.relispartition THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s'
+                           ELSE 'ALTER TABLE %1$s NO INHERIT %2$s' END,
+                      i.inhrelid::regclass, i.inhparent::regclass) AS said
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = {oid}
+        UNION ALL
+        SELECT format('ALTER TABLE %s ALTER COLUMN %I DROP %s', a.attrelid::regclass, a.attname,
+                      CASE WHEN a.attidentity <> '' THEN 'IDENTITY'
+                           WHEN a.attgenerated <> '' THEN 'EXPRESSION' ELSE 'DEFAULT' END)
+        FROM pg_attribute a
+        WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped
+          AND (a.attidentity <> '' OR a.attgenerated = 's' OR (a.atthasdef AND a.attgenerated = ''))
         """
-    )
-    for row in parents:
-        if row["part"]:
-            session.rows(f"ALTER TABLE {row['parent']} DETACH PARTITION {row['child']}")
-        else:
-            session.rows(f"ALTER TABLE {row['child']} NO INHERIT {row['parent']}")
+    ):
+        session.rows(row["said"])
 
 
-def _bring_over(
-    source: Source, target: Target, aside: str, schema: str, moved: dict[str, str], clients: Clients
-) -> None:
+def _bring_over(target: Target, aside: str, schema: str, there: Sequence[Back], clients: Clients) -> None:
     """Dumps the new schema, and loads it into the live database, all of it or nothing."""
     options = [f'--schema="{schema}"', "--no-owner", "--no-privileges", "--no-comments"]
+    parameters = loading_parameters(target.session.server_major)
     fingerprint = Fingerprint()
     with (
         connected(target.address.at(aside)) as session,
         session.snapshot() as snapshot,
         dumping(session.address, clients, snapshot, format="sql", options=options) as dump,
-        loading(target.address, clients, LOADING, all_or_nothing=True) as psql,
+        loading(target.address, clients, parameters, all_or_nothing=True) as psql,
     ):
         while block := dump.read():
             fingerprint.write(block)
             psql.write(block)
-        found = fingerprint.finish().tables
-        promised = source.manifest.content.tables
-        differ = {old: new for new, old in moved.items() if not _same(found.get(new), promised[old])}
-        wrong = _other_rows(source, target.address.at(aside), differ)
-        if wrong:
+        found = sorted(table.rows for table in fingerprint.finish().tables.values())
+        if found != sorted(each.rows for each in there):
             raise IntegrityError(
-                f"{', '.join(wrong)} would not have come back as backed up; nothing was changed",
-                hint="restore another backup",
+                "fewer rows would have come over than there are; nothing was changed", hint="try again"
             )
 
 
-def _other_rows(source: Source, aside: Address, differ: dict[str, str]) -> list[str]:
-    """Those that differ in more than the order of rows or columns."""
-    if not differ:
-        return []
-    with connected(aside) as session:
-        return with_other_rows(source, session, differ, now=differ)
-
-
-def _same(found: Table | None, promised: Table) -> bool:
-    return found is not None and (found.rows, found.sha256) == (promised.rows, promised.sha256)
+def _found_live(target: Target, there: Sequence[Back]) -> list[Back]:
+    """Which of them have a live table to compare with."""
+    with connected(target.address) as session:
+        names = {
+            each: session.row(f"SELECT to_regclass({literal(each.name)}) IS NOT NULL AS live")["live"]
+            for each in there
+        }
+    return [Back(each.name, each.now, each.rows, live) for each, live in names.items()]

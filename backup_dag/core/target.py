@@ -1,46 +1,31 @@
-"""The server that a backup is restored to, and the databases on it that a restore makes, renames and keeps.
-
-What a restore has made is marked on the server itself, by a setting of the database (`backup_dag.…`,
-which PostgreSQL keeps and nothing reads), so that any host can find it, finish it or undo it.
-"""
+"""One database name on a server, which may be there or not: what a restore makes beside it, and the swap."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from datetime import datetime, timedelta
 
 from backup_dag.core.address import Address
 from backup_dag.core.errors import DatabaseError, DatabaseUnreachable, GuardRefused
+from backup_dag.core.eviction import sessions_ended
 from backup_dag.core.manifest import DatabaseFacts
+from backup_dag.core.marks import Made, Role, marked
 from backup_dag.core.postgres import Session, connected, literal, quoted
 
 _MAINTENANCE = ("postgres", "template1")
 _LOCK = 0x72657374  # beside a hash of the database's name
-_LONGEST_NAME = 63  # bytes (NAMEDATALEN - 1)
+LONGEST_NAME = 63
+"""Bytes of a database's name (NAMEDATALEN - 1)."""
 _PATIENCE = 30.0  # seconds in which sessions that were told to end must have ended
 _IN_USE = "55006"  # object_in_use (PostgreSQL's errcodes.txt)
-_MARKS = {"restoring": "backup_dag.restoring", "before": "backup_dag.before"}
-Role = Literal["restoring", "before"]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A database that a restore made or kept: which one it stands in for, and since when (UTC)."""
-
-    name: str
-    role: Role
-    of: str
-    since: datetime
-    backup: str
+_INVALID = -2  # the connection limit of a database whose DROP was cut short (pg_database.h)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A database as it stands now."""
+    """A database as it stands now. `tablespace` is None where it is the server's default."""
 
     oid: int
     owner: str
@@ -48,6 +33,15 @@ class Standing:
     collate: str
     ctype: str
     bytes: int
+    tablespace: str | None
+    template: bool
+    open: bool
+    limit: int
+
+    @property
+    def invalid(self) -> bool:
+        """Half dropped: nothing but dropping it to the end can be done with it."""
+        return self.limit == _INVALID
 
 
 class Target:
@@ -64,7 +58,9 @@ class Target:
             SELECT oid::bigint AS oid, pg_get_userbyid(datdba) AS owner, datcollate AS collate,
                    pg_encoding_to_char(encoding) AS encoding, datctype AS ctype,
                    CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) ELSE 0 END
-                   AS bytes
+                   AS bytes, datistemplate AS template, datallowconn AS open, datconnlimit AS limit,
+                   (SELECT spcname FROM pg_tablespace t
+                    WHERE t.oid = dattablespace AND spcname <> 'pg_default') AS tablespace
             FROM pg_database WHERE datname = {literal(name or self.name)}
             """
         )
@@ -114,49 +110,47 @@ class Target:
         except GuardRefused:
             return True
 
+    def facts(self) -> DatabaseFacts:
+        """The target's own properties; from outside, where it cannot be connected to."""
+        try:
+            with connected(self.address) as session:
+                return session.facts()
+        except DatabaseUnreachable:
+            return self.session.facts(self.name)
+
     def made(self, role: Role) -> list[Made]:
         """What restores of this database made and left, or kept; the newest first."""
-        rows = self.session.rows(
-            f"""
-            SELECT d.datname AS name, substr(s, strpos(s, '=') + 1) AS said
-            FROM pg_db_role_setting r JOIN pg_database d ON d.oid = r.setdatabase, unnest(r.setconfig) s
-            WHERE r.setrole = 0 AND split_part(s, '=', 1) = {literal(_MARKS[role])}
-            """
-        )
-        found = []
-        for row in rows:
-            with suppress(ValueError, KeyError):
-                said = json.loads(row["said"])
-                since = datetime.fromisoformat(said["since"])
-                found.append(Made(row["name"], role, said["of"], since, said["backup"]))
-        return sorted((m for m in found if m.of == self.name), key=lambda m: m.since, reverse=True)
+        return marked(self.session, self.name, role)
 
     def aside(self, role: Role, now: datetime) -> str:
         """A free name beside the target's, cut to PostgreSQL's length where it must be."""
         while True:
             ending = f"__{role}_{now:%Y%m%d_%H%M%S}"
-            stem = self.name.encode()[: _LONGEST_NAME - len(ending)].decode(errors="ignore")
+            stem = self.name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore")
             if self.standing(f"{stem}{ending}") is None:
                 return f"{stem}{ending}"
             now += timedelta(seconds=1)
 
     def create(self, name: str, facts: DatabaseFacts, backup: str, now: datetime) -> None:
-        """An empty database from template0, with that encoding, collation and owner, marked as ours."""
+        """An empty database from template0, with that encoding and collation, marked as ours.
+
+        Nobody but its owner and superusers may connect yet: rights on what is in it come last in a dump.
+        """
         options = [f"TEMPLATE template0 ENCODING {literal(facts.encoding)}"]
         options += [f"LC_COLLATE {literal(facts.collate)} LC_CTYPE {literal(facts.ctype)}"]
         if facts.locale_provider != "libc" and facts.locale and self.session.server_major >= 15:
             kind = {"icu": "ICU_LOCALE", "builtin": "BUILTIN_LOCALE"}[facts.locale_provider]
             options.append(f"LOCALE_PROVIDER {facts.locale_provider} {kind} {literal(facts.locale)}")
+        if (standing := self.standing()) and standing.tablespace:
+            options.append(f"TABLESPACE {quoted(standing.tablespace)}")
         self.session.rows(f"CREATE DATABASE {quoted(name)} {' '.join(options)}")
         try:
-            self._mark(name, "restoring", backup, now)
+            made = Made(name, "restoring", self.name, now, backup)
+            self.session.rows(f"COMMENT ON DATABASE {quoted(name)} IS {literal(made.mark)}")
+            self.session.rows(f"REVOKE ALL ON DATABASE {quoted(name)} FROM PUBLIC")
         except BaseException:
             self.drop(name)
             raise
-
-    def _mark(self, name: str, role: Role, backup: str, now: datetime) -> None:
-        said = json.dumps({"of": self.name, "since": now.astimezone(UTC).isoformat(), "backup": backup})
-        self.session.rows(f"ALTER DATABASE {quoted(name)} SET {_MARKS[role]} TO {literal(said)}")
 
     def drop(self, name: str) -> None:
         """Ends a database's sessions, and drops it. One that is not there is no error."""
@@ -169,33 +163,41 @@ class Target:
             self.drop(name)
         return left
 
-    def swap(self, new: str, *, keep_as: str | None, backup: str, now: datetime) -> float:
-        """Renames the target to `keep_as` (None: there is none yet) and `new` to the target, or neither.
+    def swap(self, new: str, *, keep: Made | None, grants: Sequence[str] = ()) -> float:
+        """Renames the target to `keep` (None: there is none yet) and `new` to the target, or neither.
 
         Both renames are one transaction, so there is no moment between them, for a crash least of all.
         The first rename holds the target's lock: logins wait for the outcome. Sessions are ended while it
-        waits for them. Returns the seconds in which no database answered to the name.
+        waits for them. Returns the seconds in which no database answered to the name. What is in the
+        target's place has no comment then: that is given from within.
 
         Raises:
             DatabaseError: sessions did not end in time, or the server refused; nothing has changed.
         """
-        statements = [f"ALTER DATABASE {quoted(new)} RESET {_MARKS['restoring']}"]
-        if keep_as is not None:
-            said = json.dumps({"of": self.name, "since": now.astimezone(UTC).isoformat(), "backup": backup})
+        standing, statements = self.standing(), [*grants, f"COMMENT ON DATABASE {quoted(new)} IS NULL"]
+        if keep is not None:
             statements += [
-                f"ALTER DATABASE {quoted(self.name)} RENAME TO {quoted(keep_as)}",
-                f"ALTER DATABASE {quoted(keep_as)} SET {_MARKS['before']} TO {literal(said)}",
+                f"ALTER DATABASE {quoted(self.name)} RENAME TO {quoted(keep.name)}",
+                f"COMMENT ON DATABASE {quoted(keep.name)} IS {literal(keep.mark)}",
             ]
-        statements += [
-            f"ALTER DATABASE {quoted(new)} RENAME TO {quoted(self.name)}",
-            f"ALTER DATABASE {quoted(self.name)} RESET {_MARKS['before']}",
-        ]
+        statements.append(f"ALTER DATABASE {quoted(new)} RENAME TO {quoted(self.name)}")
+        if keep is not None and standing and standing.template:
+            statements += [
+                f"ALTER DATABASE {quoted(keep.name)} IS_TEMPLATE false",
+                f"ALTER DATABASE {quoted(self.name)} IS_TEMPLATE true",
+            ]
         ending = [name for name in (self.name, new) if self.standing(name)]
         with connected(self.session.address) as other:
             began = time.monotonic()
             with sessions_ended(other, ending):
                 self._all_or_nothing(statements)
                 return time.monotonic() - began
+
+    def comment(self, text: str | None) -> None:
+        """Says from within the target what it is: in its own encoding. That it cannot is no failure."""
+        if text:
+            with suppress(DatabaseError), connected(self.address) as session:
+                session.rows(f"COMMENT ON DATABASE {quoted(self.name)} IS {literal(text)}")
 
     def _all_or_nothing(self, statements: list[str]) -> None:
         """Tried again while sessions are still ending: PostgreSQL itself waits for them for 5 s."""
@@ -212,36 +214,6 @@ class Target:
                     self.session.rows("ROLLBACK")
                 if error.sqlstate != _IN_USE or time.monotonic() > deadline:
                     raise
-
-
-@contextmanager
-def sessions_ended(session: Session, databases: list[str], but: Sequence[int] = ()) -> Iterator[None]:
-    """While the block runs, every session in those databases that we may end is told to, and those that
-    come after; but not the server processes named."""
-    done, names = threading.Event(), ", ".join(map(literal, databases))
-    end_them = f"""
-        SELECT pg_terminate_backend(a.pid)
-        FROM pg_stat_activity a JOIN pg_roles theirs ON theirs.oid = a.usesysid, pg_roles ours
-        WHERE a.datname IN ({names}) AND ours.rolname = current_user AND a.backend_type = 'client backend'
-          AND (ours.rolsuper OR NOT theirs.rolsuper AND (pg_has_role(theirs.oid, 'USAGE')
-                                                         OR pg_has_role('pg_signal_backend', 'USAGE')))
-          AND NOT a.pid = ANY (ARRAY[{", ".join(map(str, but))}]::int[])
-    """
-
-    def end() -> None:
-        with suppress(DatabaseError):
-            while True:
-                session.rows(end_them)
-                if done.wait(0.05):
-                    return
-
-    thread = threading.Thread(target=end, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager
@@ -264,60 +236,3 @@ def target_at(address: Address, *, or_itself: bool = False) -> Iterator[Target]:
         finally:
             opened.__exit__(None, None, None)
         return
-
-
-def sessions(target: Target) -> dict[str, int]:
-    """How many are connected to the target now, by application and user."""
-    rows = target.session.rows(
-        f"""
-        SELECT format('%s (%s)', coalesce(nullif(application_name, ''), 'unnamed'), usename) AS who,
-               count(*) AS number
-        FROM pg_stat_activity WHERE datname = {literal(target.name)} AND backend_type = 'client backend'
-        GROUP BY 1 ORDER BY 2 DESC, 1
-        """
-    )
-    return {row["who"]: row["number"] for row in rows}
-
-
-def rights(target: Target, owner: str | None) -> dict[str, Any]:
-    """What our role may do on that server: superuser, createdb, createrole, signal, owns."""
-    owns = f"pg_has_role({literal(owner)}, 'USAGE')" if owner is not None else "true"
-    return target.session.row(
-        f"""
-        SELECT rolname AS name, rolsuper AS superuser, rolsuper OR rolcreatedb AS createdb,
-               rolsuper OR rolcreaterole AS createrole, rolsuper OR {owns} AS owns,
-               rolsuper OR pg_has_role('pg_signal_backend', 'USAGE') AS signal
-        FROM pg_roles WHERE rolname = current_user
-        """
-    )
-
-
-def in_the_way_in_place(target: Target) -> dict[str, Any]:
-    """What a database holds that one transaction may not be able to drop: subscriptions, owners whose
-    objects our role may not drop, and how many relations there are for how many locks."""
-    owned = " UNION ".join(
-        f"SELECT {column} AS owner FROM {catalog} WHERE oid >= 16384"
-        for catalog, column in (
-            ("pg_class", "relowner"),
-            ("pg_proc", "proowner"),
-            ("pg_type", "typowner"),
-            ("pg_namespace", "nspowner"),
-            ("pg_extension", "extowner"),
-            ("pg_event_trigger", "evtowner"),
-        )
-    )
-    with connected(target.address) as session:
-        return session.row(
-            f"""
-            SELECT (SELECT count(*) FROM pg_subscription
-                    WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
-                   AS subscriptions,
-                   (SELECT array_agg(rolname::text ORDER BY rolname)
-                    FROM (SELECT DISTINCT owner FROM ({owned}) o WHERE NOT pg_has_role(owner, 'USAGE')) w
-                    JOIN pg_roles r ON r.oid = owner) AS owners,
-                   (SELECT count(*) FROM pg_class WHERE oid >= 16384) AS relations,
-                   (SELECT current_setting('max_locks_per_transaction')::int
-                           * (current_setting('max_connections')::int
-                              + current_setting('max_prepared_transactions')::int)) AS locks
-            """
-        )

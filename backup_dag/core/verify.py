@@ -31,11 +31,14 @@ from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
 
 
-def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | None = None) -> Check:
+def examine(
+    settings: Settings, copy: Copy, level: Level, observer: Observer | None = None, *, roles: bool = True
+) -> Check:
     """Checks one copy.
 
     `checksum` needs no key: every file of the backup against the manifest. `content` also decrypts,
-    decompresses and reads the dump to its last line, and compares every digest.
+    decompresses and reads the dump to its last line, and compares every digest. Without `roles` the file
+    that holds them is left out (at level content).
 
     Raises:
         ConfigurationError, StoreUnreachable and the like: the check could not be made. Nothing is
@@ -47,7 +50,7 @@ def examine(settings: Settings, copy: Copy, level: Level, observer: Observer | N
     with audited(
         settings.backup_dir, "verify", manifest.database, manifest.backup, level=level, store=where
     ) as entry:
-        faults = [copy.fault] if copy.fault else _faults(settings, copy.store, manifest, level, observer)
+        faults = [copy.fault] if copy.fault else _faults(settings, copy, level, observer, roles)
         if faults:
             entry.failed("; ".join(faults))
     return made_check(level, time.monotonic() - began, faults)
@@ -105,14 +108,18 @@ def _recorded(settings: Settings, copy: Copy, level: Level, observer: Observer |
 
 
 def _faults(
-    settings: Settings, store: Store, manifest: Manifest, level: Level, observer: Observer | None
+    settings: Settings, copy: Copy, level: Level, observer: Observer | None, roles: bool
 ) -> list[str]:
+    store, manifest = copy.store, copy.manifest
+    assert manifest is not None
     try:
         _check_listed(store, manifest)
         if level == "checksum":
             for file in manifest.files:
                 _check_bytes(store, file, observer)
         else:
+            if roles:
+                _check_roles(settings, store, manifest)
             return _content_faults(settings, store, manifest, observer)
     except (BackupNotFound, IntegrityError) as error:
         return [error.message]
@@ -132,20 +139,26 @@ def _check_bytes(store: Store, file: File, observer: Observer | None) -> None:
     compare(store.address(file.name), file, found.seen())
 
 
+def _check_roles(settings: Settings, store: Store, manifest: Manifest) -> None:
+    with reading_directory(settings.backup_dir) as work:
+        key = decryption_key(settings, manifest.encryption)
+        _, encrypted = read_back(store, manifest.globals, Hashing(), key, work)
+    compare(store.address(manifest.globals.name), manifest.globals, encrypted.seen())
+
+
 def _content_faults(
     settings: Settings, store: Store, manifest: Manifest, observer: Observer | None
 ) -> list[str]:
-    """Reads artifact and globals to their ends; in words, where they are not what was promised."""
+    """Reads the artifact to its end; in words, where it is not what was promised."""
     key, fingerprint = decryption_key(settings, manifest.encryption), Fingerprint()
-    with reading_directory(settings.backup_dir) as work:
-        with dump_text(settings, manifest, fingerprint) as text:
-            plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=text))
-            compressed, encrypted = read_back(store, manifest.artifact, plain, key, work)
-        roles = Hashing()
-        _, globals_file = read_back(store, manifest.globals, roles, key, work)
+    with (
+        reading_directory(settings.backup_dir) as work,
+        dump_text(settings, manifest, fingerprint) as text,
+    ):
+        plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=text))
+        compressed, encrypted = read_back(store, manifest.artifact, plain, key, work)
     address = store.address(manifest.artifact.name)
     compare(address, manifest.artifact, encrypted.seen())
-    compare(store.address(manifest.globals.name), manifest.globals, globals_file.seen())
     compare(f"the gzip stream in {address}", manifest.compressed, compressed.seen())
     compare(f"the dump in {address}", manifest.dump, plain.seen())
     return differences(manifest.content, fingerprint.finish())

@@ -22,7 +22,14 @@ class Done:
 
 
 class Way(Protocol):
-    """Build, prove, finish, in this order. Until `finish` the target serves what it did."""
+    """Hold, build, prove, finish, in this order. Until `finish` the target serves what it did."""
+
+    def hold(self) -> None:
+        """Before the safety backup: from here on nothing is written to the target that would be lost.
+
+        Raises DatabaseError where that cannot be had.
+        """
+        ...
 
     def build(self, observer: Observer | None) -> str:
         """Loads the backup; returns where to, in words.

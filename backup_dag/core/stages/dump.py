@@ -12,7 +12,7 @@ from backup_dag.core import process
 from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import BackupDagError, DatabaseError, IntegrityError
-from backup_dag.core.postgres import Snapshot, literal
+from backup_dag.core.postgres import DUMPING, Snapshot, literal
 from backup_dag.core.stream import Writer
 
 EXTENSION = {"sql": "sql", "custom": "dump"}
@@ -43,7 +43,7 @@ def dumping(
         "--no-password",
         *options,
     ]
-    with _client("dumping", address, argv) as child:
+    with _client("dumping", address, argv, parameters=DUMPING) as child:
         yield child
 
 
@@ -128,9 +128,14 @@ def _copy(child: process.Child, sink: Writer) -> None:
 
 @contextmanager
 def loading(
-    address: Address, clients: Clients, parameters: Mapping[str, str], *, all_or_nothing: bool = False
+    address: Address,
+    clients: Clients,
+    parameters: Mapping[str, str],
+    *,
+    all_or_nothing: bool = False,
+    strict: bool = True,
 ) -> Iterator[process.Child]:
-    """psql, as a writer that runs the SQL text written to it; the first error ends it.
+    """psql, as a writer that runs the SQL text written to it; the first error ends it, if it is `strict`.
 
     `parameters` are set for its session alone. Terse, since the longer errors quote rows. With
     `all_or_nothing` it is one transaction, which an exception in the block undoes.
@@ -143,7 +148,8 @@ def loading(
         f"--dbname={address.for_argv()}",
         *("--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null", "--file=-"),
         *(["--single-transaction"] if all_or_nothing else []),
-        *("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
+        *(["--set=ON_ERROR_STOP=1"] if strict else []),
+        *("--set=VERBOSITY=terse", "--set=SHOW_CONTEXT=never"),
     ]
     with _client("loading", address, argv, stdin=process.PIPE, parameters=parameters) as child:
         try:
