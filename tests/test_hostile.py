@@ -326,7 +326,7 @@ def test_a_stdout_that_cannot_be_written_costs_no_copy(
         )
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
     names = [found["Key"] for found in s3.client().list_objects_v2(Bucket=bucket)["Contents"]]
-    assert len(names) == 4
+    assert len([name for name in names if not name.startswith("audit/")]) == 4
     assert Catalog([LocalStore(ours.backups)]).survey().ids
 
 
