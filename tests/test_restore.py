@@ -258,7 +258,7 @@ def test_estimates_come_from_the_last_restore(shop: str, terminal: MakeTerminal,
     backed_up(here, ours)
     done(here(ours, "restore", "--force"))
     plan = json.loads(done(here(ours, "restore", "--dry-run", "--json")).stdout)
-    assert {step["basis"] for step in plan["steps"]} == {"its last restore"}
+    assert {step["basis"] for step in plan["steps"]} == {"as in its last restore"}
 
 
 def test_a_new_database_leaves_the_old_alone(

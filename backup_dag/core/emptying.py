@@ -134,15 +134,23 @@ _TABLES = (
 
 
 def locking() -> bytes:
-    """What psql runs so that nothing is written any more: reading goes on, so a dump can be made."""
+    """What psql runs so that no table is written to any more: reading goes on, so a dump can be made.
+
+    Large objects cannot be locked so: reading one takes a writer's lock (`open_lo_relation` in inv_api.c).
+    """
     return (
         "SELECT pg_catalog.set_config('search_path', '', false);\n"
         f"SET LOCAL lock_timeout = '{_SECONDS_FOR_LOCKS}s';\n"
         "SELECT format('LOCK TABLE ONLY %s IN SHARE MODE', c.oid::regclass)"
         f" {_TABLES} ORDER BY c.oid\n\\gexec\n"
-        "SELECT 'LOCK TABLE pg_catalog.pg_largeobject IN SHARE MODE' FROM pg_roles"
-        " WHERE rolname = current_user AND rolsuper\n\\gexec\n"
     ).encode()
+
+
+LARGE_OBJECT_WRITES = b"""
+SELECT pg_catalog.pg_stat_clear_snapshot();
+SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_catalog.pg_stat_all_tables
+WHERE relid = 'pg_catalog.pg_largeobject'::regclass"""
+"""How often large objects were written to, as far as the server has been told."""
 
 
 def not_locked() -> bytes:

@@ -10,7 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from backup_dag.core.emptying import emptying, locking, not_locked, what_is_left
+from backup_dag.core.emptying import (
+    LARGE_OBJECT_WRITES,
+    emptying,
+    locking,
+    not_locked,
+    what_is_left,
+)
 from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
 from backup_dag.core.eviction import sessions_ended
 from backup_dag.core.loading import load_text, loading_clients, loading_parameters
@@ -46,17 +52,13 @@ class InPlace:
         self._began = time.monotonic()
         with self._took("lock"), self._others_ended():
             self._psql.write(locking())
-            self._psql.answer(b"SELECT")
+            self._writes = self._psql.answer(LARGE_OBJECT_WRITES)
 
     def build(self, observer: Observer | None) -> str:
         """Empties the database and loads the backup, in the transaction that stays open."""
         target, chosen = self._target, selects_schemas(self._source.manifest.dump.options)
         with self._took("empty"), self._others_ended():
-            if new := self._psql.answer(not_locked()):
-                raise GuardRefused(
-                    f"tables were made in {target.address} meanwhile: {', '.join(new[:10])}",
-                    hint="nothing was changed; stop whoever makes them, and restore again",
-                )
+            self._check_nothing_came()
             self._psql.write(emptying(public=not chosen))
             left = self._psql.answer(what_is_left())
         if left:
@@ -72,6 +74,17 @@ class InPlace:
                 self._psql.write(b"CREATE SCHEMA IF NOT EXISTS public;\n")
             self._psql.answer(b"ANALYZE")
         return f"{target.name}, in a transaction that is still open"
+
+    def _check_nothing_came(self) -> None:
+        """Raises GuardRefused where something was written since the safety backup, that it does not hold."""
+        new = self._psql.answer(not_locked())
+        if self._psql.answer(LARGE_OBJECT_WRITES) != self._writes:
+            new.append("large objects")
+        if new:
+            raise GuardRefused(
+                f"something came into {self._target.address} meanwhile: {', '.join(new[:10])}",
+                hint="nothing was changed; stop whoever writes to it, and restore again",
+            )
 
     def prove(self, observer: Observer | None) -> Proof:
         """Compares rows, sequences and large objects, as the open transaction sees them."""

@@ -33,22 +33,29 @@ class Picking:
     ) -> None:
         self._address, self._clients, self._parameters = address, clients, parameters
         self._resolve = resolve
-        self._stack = ExitStack()
+        self._defining, self._filling = ExitStack(), ExitStack()
         self._open = self._has_rows = False
         self._sums: dict[str, Rows] = {}
         self.asked: list[Asked] = []
 
     def __enter__(self) -> Self:
-        self._psql = self._start(strict=False)
+        # both now, by this thread: a child ends with the thread that started it, and rows come from another
+        with self._filling as begun:
+            self._psql = self._start(begun, strict=True)
+            self._definitions = self._start(self._defining, strict=False)
+            self._filling = begun.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)  # type: ignore[arg-type]
+        try:
+            self._defining.__exit__(*error)  # type: ignore[arg-type]
+        finally:
+            self._filling.__exit__(*error)  # type: ignore[arg-type]
 
     def write(self, text: bytes) -> None:
         """Text that is not rows. What comes after the first rows (indexes, triggers …) is left out."""
         if not self._has_rows:
-            self._psql.write(text)
+            self._definitions.write(text)
 
     def rows(self, name: str, what: bytes) -> "Writer | None":
         """Takes the rows of a table that was asked for; passes over those of others."""
@@ -65,7 +72,7 @@ class Picking:
         """Returns once everything is loaded. Raises DatabaseError."""
         self._begin_rows()
         self._end_table()
-        self._stack.close()
+        self._filling.close()
 
     def other_rows(self, manifest: Manifest) -> list[str]:
         """The tables that do not hold what was read for them, or not as many rows as were backed up."""
@@ -77,24 +84,21 @@ class Picking:
                 wrong.append(name)
         return wrong
 
-    def _start(self, *, strict: bool) -> Writer:
-        psql = self._stack.enter_context(
-            loading(self._address, self._clients, self._parameters, strict=strict)
-        )
+    def _start(self, stack: ExitStack, *, strict: bool) -> Writer:
+        psql = stack.enter_context(loading(self._address, self._clients, self._parameters, strict=strict))
         if self._clients.restricts:  # the dump's own line does not come this way
             psql.write(f"\\restrict {secrets.token_hex(16)}\n".encode())
         return psql
 
     def _begin_rows(self) -> None:
-        """The definitions are complete: what was asked for is found in them, and the rows have a new psql."""
+        """The definitions are complete: what was asked for is found in them, and only then rows follow."""
         if self._has_rows:
             return
         self._has_rows = True
-        self._stack.close()
+        self._defining.close()
         self.asked = self._resolve()
         self._sums = {part: Rows() for each in self.asked for part in each.parts}
         self._let_anything_in()
-        self._psql = self._start(strict=True)
 
     def _let_anything_in(self) -> None:
         """Without checks: one that looks at another table, or calls what is not there, would refuse rows that
