@@ -35,6 +35,7 @@ from backup_dag.core.manifest import (
     Manifest,
     Reason,
 )
+from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import Session, Snapshot
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import checksum_file
@@ -189,7 +190,9 @@ class _Run:
             globals=Globals(name=globals_file, password_hashes=with_hashes, **roles.seen().model_dump()),
             content=dumped.content,
             warnings=[*dumped.warnings, *self._warnings(facts)],
-            recover=recovery_by_hand(backup, artifact.name, globals_file, facts),
+            recover=recovery_by_hand(
+                backup, artifact.name, globals_file, facts, schemas_chosen=selects_schemas(plan.options())
+            ),
         )
 
     def _warnings(self, facts: DatabaseFacts) -> list[str]:
@@ -275,8 +278,13 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def recovery_by_hand(backup: BackupId, artifact: str, globals_file: str, facts: DatabaseFacts) -> list[str]:
-    """Two lines for a shell that bring a backup back without us, on an empty server."""
+def recovery_by_hand(
+    backup: BackupId, artifact: str, globals_file: str, facts: DatabaseFacts, *, schemas_chosen: bool = False
+) -> list[str]:
+    """Two lines for a shell that bring a backup back without us, on an empty server.
+
+    `schemas_chosen`: the dump makes `public` itself, which is there already.
+    """
     name = shlex.quote(facts.dbname)
     if facts.dbname.startswith("-"):
         name = f"-- {name}"
@@ -288,13 +296,15 @@ def recovery_by_hand(backup: BackupId, artifact: str, globals_file: str, facts: 
     if facts.locale_provider != "libc" and facts.locale:
         options |= {"locale-provider": facts.locale_provider, f"{facts.locale_provider}-locale": facts.locale}
     chosen = " ".join(f"--{option}={shlex.quote(value)}" for option, value in options.items())
+    without_public = " | sed '0,/^CREATE SCHEMA public;$/s//-- &/'" if schemas_chosen else ""
     load = "PGOPTIONS='-c default_transaction_read_only=off' psql -X -q -o /dev/null -v ON_ERROR_STOP=1"
     if ".dump." in artifact:
+        without_public = ""
         load = "PGOPTIONS='-c default_transaction_read_only=off' pg_restore --exit-on-error"
     return [
         f"sha256sum -c {backup}.{CHECKSUM} && createdb --template=template0 {chosen} {name}",
         f"set -o pipefail; {_plain(globals_file)} | psql -X -q -o /dev/null -d {target}"
-        f" && {_plain(artifact)} | {load} -d {target}",
+        f" && {_plain(artifact)}{without_public} | {load} -d {target}",
     ]
 
 

@@ -10,7 +10,6 @@ from backup_dag.core.errors import BackupDagError, DatabaseUnreachable
 from backup_dag.core.loading import load, loading_clients
 from backup_dag.core.manifest import Setting
 from backup_dag.core.marks import Made
-from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import connected, quoted
 from backup_dag.core.proof import Proof, prove
 from backup_dag.core.reading import Source
@@ -45,14 +44,9 @@ class Beside:
         self._new = target.aside("restoring", now)
         target.create(self._new, self._facts, manifest.backup, now)
         address = target.address.at(self._new)
-        schemas_chosen = selects_schemas(manifest.dump.options)
         with self._took("load"):
-            if schemas_chosen:  # then pg_dump makes each of them itself
-                with connected(address) as session:
-                    session.rows("DROP SCHEMA public")
             load(self._source, address, clients, server, observer)
         with self._took("analyze"), connected(address) as session:
-            session.rows("CREATE SCHEMA IF NOT EXISTS public" if schemas_chosen else "SELECT")
             session.rows("ANALYZE")
         return self._new
 

@@ -159,9 +159,9 @@ def not_locked() -> bytes:
     return f"SELECT c.oid::regclass {_TABLES} AND c.oid NOT IN ({ours})".encode()
 
 
-def emptying(*, public: bool = True) -> bytes:
+def emptying() -> bytes:
     """What psql runs to drop everything in a database that initdb did not put there, and to undo what was
-    changed of what it did. Without `public` that schema goes too: a dump of chosen schemas makes it."""
+    changed of what it did."""
     drop = "SELECT format('DROP %s IF EXISTS %s CASCADE', type, identity)"
     drops = [f"{drop} FROM ({_named(step, _ON_ITS_OWN)}) s ORDER BY turn\n\\gexec\n" for step in _STEPS]
     objects = "SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_largeobject_metadata;\n"
@@ -170,9 +170,8 @@ def emptying(*, public: bool = True) -> bytes:
         "SET LOCAL client_min_messages = warning;\n"
         f"SET LOCAL lock_timeout = '{_SECONDS_FOR_LOCKS}s';\n"
     )
-    schema = _PUBLIC if public else "DROP SCHEMA IF EXISTS public CASCADE;\n"
     privileges = f"{_DEFAULT_PRIVILEGES}\\gexec\n"
-    return "".join([begin, *drops, objects, privileges, schema, _SYSTEM_GRANTS]).encode()
+    return "".join([begin, *drops, objects, privileges, _PUBLIC, _SYSTEM_GRANTS]).encode()
 
 
 def what_is_left() -> bytes:

@@ -20,9 +20,8 @@ from backup_dag.core.emptying import (
 from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
 from backup_dag.core.eviction import sessions_ended
 from backup_dag.core.loading import load_text, loading_clients, loading_parameters
-from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import connected
-from backup_dag.core.proof import Proof, prove
+from backup_dag.core.proof import Proof, Schema, schema_faults
 from backup_dag.core.reading import Source
 from backup_dag.core.stages.dump import Conversation, conversing
 from backup_dag.core.stages.fingerprint import Fingerprint
@@ -38,15 +37,15 @@ class InPlace:
     def __init__(self, source: Source, target: Target, took: Stopwatch) -> None:
         self._source, self._target, self._took = source, target, took
         self._stack = ExitStack()
-        self._objects = LargeObjectsRead()
+        self._objects, self._schema = LargeObjectsRead(), Schema()
 
     def hold(self) -> None:
         """Opens the transaction, ends other sessions, and locks every table against being written to: the
         safety backup that follows holds all that there will have been."""
         server = self._target.session.server_major
-        clients = loading_clients(self._source.settings, self._source.manifest, server)
+        self._clients = loading_clients(self._source.settings, self._source.manifest, server)
         self._psql = self._stack.enter_context(
-            conversing(self._target.address, clients, loading_parameters(server))
+            conversing(self._target.address, self._clients, loading_parameters(server))
         )
         self._psql.write(b"BEGIN;\n")
         self._began = time.monotonic()
@@ -56,10 +55,10 @@ class InPlace:
 
     def build(self, observer: Observer | None) -> str:
         """Empties the database and loads the backup, in the transaction that stays open."""
-        target, chosen = self._target, selects_schemas(self._source.manifest.dump.options)
+        target = self._target
         with self._took("empty"), self._others_ended():
             self._check_nothing_came()
-            self._psql.write(emptying(public=not chosen))
+            self._psql.write(emptying())
             left = self._psql.answer(what_is_left())
         if left:
             raise DatabaseError(
@@ -68,10 +67,8 @@ class InPlace:
             )
         self._psql.write(b"SET LOCAL lock_timeout = 0;\n")
         with self._took("load"):
-            load_text(self._source, self._noting_large_objects(), observer)
+            load_text(self._source, self._read_along(), observer)
         with self._took("analyze"):
-            if chosen:
-                self._psql.write(b"CREATE SCHEMA IF NOT EXISTS public;\n")
             self._psql.answer(b"ANALYZE")
         return f"{target.name}, in a transaction that is still open"
 
@@ -91,19 +88,19 @@ class InPlace:
         return prove_within(self._source, self._psql, self._objects, observer)
 
     def finish(self) -> Done:
-        """Commits; then the schema is compared as well, which only others can dump.
+        """Commits; then the schema is compared as well, which only others can dump. Rows are not: from the
+        commit on, others write to them.
 
         Raises:
             DatabaseError: the server did not commit. Nothing has changed then.
-            IntegrityError: the schema is not what was backed up; the rows are.
+            IntegrityError: the schema is not what was backed up; the rows were.
         """
         self._psql.answer(b"COMMIT")
         window = time.monotonic() - self._began
-        proof = prove(self._source, self._target.address)
-        if not proof.holds:
+        if faults := schema_faults(self._source.manifest, self._schema, self._target.address, self._clients):
             raise IntegrityError(
                 f"all rows are back in {self._target.address}, but not all else is as it was backed up:"
-                f" {'; '.join(proof.faults)}",
+                f" {'; '.join(faults)}",
                 hint="restore again, by swap where the server lets you; what was there before is in the"
                 " safety backup, if one was made (backup-dag list)",
             )
@@ -124,11 +121,9 @@ class InPlace:
             with sessions_ended(other, [self._target.name], but=[int(ours), theirs, watching]):
                 yield
 
-    def _noting_large_objects(self) -> Writer:
-        """psql; and where there are large objects, whoever reads them along."""
-        if not self._source.manifest.content.large_objects.count:
-            return self._psql
-        return _Both(self._psql, Fingerprint(objects=self._objects))
+    def _read_along(self) -> Writer:
+        """psql, and whoever notes what cannot be compared from within."""
+        return _Both(self._psql, Fingerprint(objects=self._objects, schema=self._schema))
 
 
 class _Both:

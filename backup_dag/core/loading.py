@@ -8,6 +8,7 @@ from pathlib import Path
 from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.manifest import Manifest, major
+from backup_dag.core.options import selects_schemas
 from backup_dag.core.reading import Source, dump_text, read_back
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import compare
@@ -16,6 +17,10 @@ from backup_dag.core.stream import Hashing, Meter, Observer, Writer
 from backup_dag.core.work import new_file, reading_directory, work_directory
 
 _WORK_MEMORY = 256  # MB of maintenance_work_mem for the loading sessions
+
+_MOST_LOOKED_AT = 16 << 20  # bytes of a dump in which its schemas must have come
+_COMPLETE = b"\n-- PostgreSQL database dump complete\n"
+_MAKING_PUBLIC = " SCHEMA - public "  # as an archive's list has it
 
 
 def loading_parameters(server_major: int) -> dict[str, str]:
@@ -53,20 +58,27 @@ def load(
             reading_directory(settings.backup_dir) as work,
             loading(address, clients, chosen) as psql,
         ):
-            _read_dump(source, psql, work, observer)
+            _read_dump(source, _fitting(source, psql), work, observer)
         return
     with work_directory(settings.backup_dir) as work:
         archive = work / "archive"
         with new_file(archive) as file:
             _read_dump(source, file, work, observer)
-        load_archive(archive, address, clients, chosen, jobs=settings.backup_restore_jobs)
+        load_archive(
+            archive,
+            address,
+            clients,
+            chosen,
+            jobs=settings.backup_restore_jobs,
+            without=[_MAKING_PUBLIC] if selects_schemas(source.manifest.dump.options) else [],
+        )
 
 
 def load_text(source: Source, psql: Writer, observer: Observer | None = None) -> None:
     """Pushes a backup's SQL text, of whatever format, into a psql that runs already. Raises as `load`."""
     with (
         reading_directory(source.settings.backup_dir) as work,
-        dump_text(source.settings, source.manifest, psql) as text,
+        dump_text(source.settings, source.manifest, _fitting(source, psql)) as text,
     ):
         _read_dump(source, text, work, observer)
 
@@ -76,3 +88,32 @@ def _read_dump(source: Source, sink: Writer, work: Path, observer: Observer | No
     plain = Hashing(Meter(observer, expected=manifest.dump.bytes, sink=sink))
     read_back(source.store, manifest.artifact, plain, source.key, work)
     compare(f"the dump in {source.store.address(manifest.artifact.name)}", manifest.dump, plain.seen())
+
+
+def _fitting(source: Source, psql: Writer) -> Writer:
+    return WithoutPublic(psql) if selects_schemas(source.manifest.dump.options) else psql
+
+
+class WithoutPublic:
+    """Passes a dump on without its CREATE SCHEMA public: told which schemas to dump, pg_dump makes that one
+    too, which every database has already. Schemas come first in a dump, so the first such line is it."""
+
+    _LINE = b"\nCREATE SCHEMA public;\n"
+
+    def __init__(self, sink: Writer) -> None:
+        self._sink, self._held, self._looked_at, self._passed = sink, b"", 0, False
+
+    def write(self, data: bytes) -> None:
+        if self._passed:
+            self._sink.write(data)
+            return
+        data = self._held + data
+        before, found, after = data.partition(self._LINE)
+        self._looked_at += len(data) - len(self._held)
+        if found or self._looked_at > _MOST_LOOKED_AT or _COMPLETE in data:
+            self._passed, self._held = True, b""
+            self._sink.write(before + b"\n" + after if found else data)
+            return
+        keep = len(self._LINE)
+        self._held = data[-keep:]
+        self._sink.write(data[:-keep])

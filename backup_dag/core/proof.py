@@ -25,6 +25,7 @@ from backup_dag.core.stream import Meter, Observer, Writer
 
 _NAME_AND_COLUMNS = re.compile(rb'((?:"(?:[^"]|"")*"|[^\s"(])+) (?:\((.*)\))?', re.DOTALL)
 _HEADER = re.compile(rb"^-- (?:Data for )?Name: .*; Type: .*; Schema: .*$", re.MULTILINE)
+_TRAILER = b"\n--\n-- PostgreSQL database dump complete\n"
 _MOST_SAID = 20
 
 
@@ -72,7 +73,7 @@ class _ReadAlong:
     """What a fingerprint hands on of everything but rows."""
 
     def __init__(self) -> None:
-        self.schema, self.objects = _Schema(), _Objects()
+        self.schema, self.objects = Schema(), _Objects()
 
 
 def _content_of(
@@ -157,7 +158,7 @@ def with_other_rows(source: Source, where: Copying, tables: Iterable[str]) -> li
 
 
 def _schemas_compared(
-    manifest: Manifest, promised: "_Schema", found: "_Schema", clients: Clients
+    manifest: Manifest, promised: "Schema", found: "Schema", clients: Clients
 ) -> tuple[list[str], list[str]]:
     missing, added, changed = promised.compared(found)
     if clients.major == major(manifest.dump.client_version):
@@ -252,7 +253,7 @@ def rows_of(where: Copying, backed_up: Rows, encoding: str) -> Rows:
     return rows
 
 
-class _Schema:
+class Schema:
     """The text of a schema, object by object; each one's lines without their order."""
 
     def __init__(self) -> None:
@@ -263,16 +264,16 @@ class _Schema:
 
     def entries(self) -> dict[str, list[str]]:
         """By pg_dump's own header, the sorted digests of what stands under it (it may stand twice)."""
-        text, found = bytes(self._text), dict[str, list[str]]()
+        text, found = bytes(self._text).partition(_TRAILER)[0], dict[str, list[str]]()
         starts = [match.start() for match in _HEADER.finditer(text)]
         for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-            header, _, body = text[start:end].partition(b"\n")
+            header, _, body = text[start:end].rstrip(b"-\n").partition(b"\n")  # a frame of -- surrounds each
             lines = sorted(line.rstrip(b",") for line in body.splitlines())  # the last column has no comma
             name = header.decode(errors="backslashreplace").removeprefix("-- ").removeprefix("Data for ")
             found.setdefault(_in_words(name), []).append(hashlib.sha256(b"\n".join(lines)).hexdigest())
         return {name: sorted(digests) for name, digests in found.items()}
 
-    def compared(self, other: "_Schema") -> tuple[list[str], list[str], list[str]]:
+    def compared(self, other: "Schema") -> tuple[list[str], list[str], list[str]]:
         """What the other lacks, what it has besides, and what differs: by name."""
         ours, theirs = self.entries(), other.entries()
         both: Iterable[str] = ours.keys() & theirs.keys()
@@ -294,3 +295,23 @@ def _in_words(header: str) -> str:
         return header
     within = "" if match["schema"] == "-" else f" in schema {match['schema']}"
     return f"{match['type'].lower()} {match['name']}{within}"
+
+
+_DATA = ("table data ", "sequence set ", "blob", "materialized view data ", "statistics data ")
+
+
+def schema_faults(manifest: Manifest, promised: Schema, restored: Address, clients: Clients) -> list[str]:
+    """What differs in the schema alone, of a database whose rows others write to by now. By the client
+    programs that loaded it."""
+    found = Schema()
+    with connected(restored) as session:
+        options = [*manifest.dump.options, f"--encoding={_encoding(manifest, session)}", "--schema-only"]
+        with (
+            session.snapshot() as snapshot,
+            dumping(session.address, clients, snapshot, format="sql", options=options) as dump,
+        ):
+            fingerprint = Fingerprint(schema=found)
+            while block := dump.read():
+                fingerprint.write(block)
+    faults, _ = _schemas_compared(manifest, promised, found, clients)
+    return [fault for fault in faults if not fault.startswith(_DATA)]

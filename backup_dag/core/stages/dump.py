@@ -259,17 +259,35 @@ def conversing(address: Address, clients: Clients, parameters: Mapping[str, str]
 
 
 def load_archive(
-    archive: Path, address: Address, clients: Clients, parameters: Mapping[str, str], *, jobs: int
+    archive: Path,
+    address: Address,
+    clients: Clients,
+    parameters: Mapping[str, str],
+    *,
+    jobs: int,
+    without: Sequence[str] = (),
 ) -> None:
-    """Runs pg_restore over a custom archive, several tables at a time. Raises DatabaseError."""
+    """Runs pg_restore over a custom archive, several tables at a time; `without` the entries of its list
+    that hold one of these texts. Raises DatabaseError."""
     argv: process.Argv = [
         clients.program("pg_restore"),
         f"--dbname={address.for_argv()}",
-        *("--no-password", "--exit-on-error", f"--jobs={jobs}", str(archive)),
+        *("--no-password", "--exit-on-error", f"--jobs={jobs}"),
+        *(_entries(archive, clients, without) if without else []),
+        str(archive),
     ]
     with _client("loading", address, argv, parameters=parameters) as child:
         while child.read():
             pass
+
+
+def _entries(archive: Path, clients: Clients, without: Sequence[str]) -> list[str]:
+    """The option that has pg_restore pass over some entries: a list of the others, beside the archive."""
+    listed = process.output([clients.program("pg_restore"), "--list", archive], env=process.environment())
+    chosen = [line for line in listed.splitlines() if not any(text in line for text in without)]
+    path = archive.with_suffix(".list")
+    path.write_text("\n".join(chosen) + "\n")
+    return [f"--use-list={path}"]
 
 
 def properties_sql(address: Address, statements: Sequence[str], *, raw: bool) -> bytes:
