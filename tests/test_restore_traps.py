@@ -102,7 +102,7 @@ def test_a_half_made_database_that_someone_took_is_not_swept(
     made = backed_up(here, ours)
     name = name_of(shop)
     run_sql(postgres.url(), f"CREATE DATABASE {name}__restoring_20260101_000000")
-    mark = {"role": "restoring", "of": name, "name": f"{name}__restoring_20260101_000000"}
+    mark: dict[str, Any] = {"role": "restoring", "of": name, "name": f"{name}__restoring_20260101_000000"}
     mark |= {"since": "2026-01-01T00:00:00+00:00", "backup": made.backup, "comment": None}
     run_sql(
         postgres.url(),
@@ -134,7 +134,12 @@ def test_a_mark_counts_only_on_a_database_of_the_same_owner(
     """Another tenant of the server says of his database that it is ours, kept."""
     name = name_of(shop)
     backed_up(here, ours)
-    mark = {"role": "before", "of": name, "name": f"{name}__evil", "since": "2099-01-01T00:00:00+00:00"}
+    mark: dict[str, Any] = {
+        "role": "before",
+        "of": name,
+        "name": f"{name}__evil",
+        "since": "2099-01-01T00:00:00+00:00",
+    }
     mark |= {"backup": "backup_x_20260101_000000", "comment": None}
     run_sql(postgres.url(), f"CREATE ROLE {name}_evil", f"CREATE DATABASE {name}__evil OWNER {name}_evil")
     run_sql(postgres.url(), f"COMMENT ON DATABASE {name}__evil IS 'backup-dag {json.dumps(mark)}'")

@@ -19,11 +19,11 @@ from backup_dag.core.emptying import (
 )
 from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
 from backup_dag.core.eviction import sessions_ended
-from backup_dag.core.loading import load_text, loading_clients, loading_parameters
+from backup_dag.core.loading import fitting, load_text, loading_clients, loading_parameters
 from backup_dag.core.postgres import connected
 from backup_dag.core.proof import Proof, Schema, schema_faults
 from backup_dag.core.reading import Source
-from backup_dag.core.stages.dump import Conversation, conversing
+from backup_dag.core.stages.dump import conversing
 from backup_dag.core.stages.fingerprint import Fingerprint
 from backup_dag.core.stream import Observer, Writer
 from backup_dag.core.target import Target
@@ -123,11 +123,12 @@ class InPlace:
 
     def _read_along(self) -> Writer:
         """psql, and whoever notes what cannot be compared from within."""
-        return _Both(self._psql, Fingerprint(objects=self._objects, schema=self._schema))
+        psql = fitting(self._source, self._psql)
+        return _Both(psql, Fingerprint(objects=self._objects, schema=self._schema))
 
 
 class _Both:
-    def __init__(self, first: Conversation, second: Writer) -> None:
+    def __init__(self, first: Writer, second: Writer) -> None:
         self._first, self._second = first, second
 
     def write(self, data: bytes) -> None:

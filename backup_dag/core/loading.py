@@ -58,7 +58,7 @@ def load(
             reading_directory(settings.backup_dir) as work,
             loading(address, clients, chosen) as psql,
         ):
-            _read_dump(source, _fitting(source, psql), work, observer)
+            _read_dump(source, fitting(source, psql), work, observer)
         return
     with work_directory(settings.backup_dir) as work:
         archive = work / "archive"
@@ -74,11 +74,11 @@ def load(
         )
 
 
-def load_text(source: Source, psql: Writer, observer: Observer | None = None) -> None:
-    """Pushes a backup's SQL text, of whatever format, into a psql that runs already. Raises as `load`."""
+def load_text(source: Source, sink: Writer, observer: Observer | None = None) -> None:
+    """Pushes a backup's SQL text, of whatever format, to its end. Raises as `load`."""
     with (
         reading_directory(source.settings.backup_dir) as work,
-        dump_text(source.settings, source.manifest, _fitting(source, psql)) as text,
+        dump_text(source.settings, source.manifest, sink) as text,
     ):
         _read_dump(source, text, work, observer)
 
@@ -90,7 +90,8 @@ def _read_dump(source: Source, sink: Writer, work: Path, observer: Observer | No
     compare(f"the dump in {source.store.address(manifest.artifact.name)}", manifest.dump, plain.seen())
 
 
-def _fitting(source: Source, psql: Writer) -> Writer:
+def fitting(source: Source, psql: Writer) -> Writer:
+    """A psql that a backup's text may be written to as it is, whatever it was told to dump."""
     return WithoutPublic(psql) if selects_schemas(source.manifest.dump.options) else psql
 
 
@@ -114,6 +115,6 @@ class WithoutPublic:
             self._passed, self._held = True, b""
             self._sink.write(before + b"\n" + after if found else data)
             return
-        keep = len(self._LINE)
+        keep = max(len(self._LINE), len(_COMPLETE))
         self._held = data[-keep:]
         self._sink.write(data[:-keep])
