@@ -13,12 +13,12 @@ from tests.cleaning import put
 from tests.core.made import manifest
 
 PASSWORD = "pw-that-nobody-may-read"
-MIDNIGHT = datetime(2026, 5, 10, tzinfo=UTC)
+MIDNIGHT = datetime(2025, 5, 10, tzinfo=UTC)
 TWO = timedelta(hours=2)
 
 
 def at(day: int, hour: float = 2) -> datetime:
-    """An hour of a day of May 2026, which is the month of these tests; day 0 is the last of April."""
+    """An hour of a day of May 2025, which is the month of these tests; day 0 is the last of April."""
     return MIDNIGHT + timedelta(days=day - 10, hours=hour)
 
 
@@ -57,4 +57,10 @@ def fill(
 def of_shop(settings: Settings, name: str = "shop") -> Settings:
     """A user with one database, which nobody connects to."""
     url = f"postgresql://{name}:{PASSWORD}@127.0.0.1:1/{name}"
-    return settings.model_copy(update={"database_url": SecretStr(url), "backup_config": Path("/dev/null")})
+    return settings.model_copy(
+        update={
+            "database_url": SecretStr(url),
+            "backup_config": Path("/dev/null"),
+            "backup_start_date": date(2025, 1, 1),
+        }
+    )

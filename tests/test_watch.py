@@ -191,8 +191,8 @@ def test_a_night_is_lost_when_its_day_cannot_be_captured_any_more(
     lost = at(9, 0) + timedelta(hours=36)  # the 8th has ended, and its grace too
     assert found(shop, lost - SECOND) == []
     [missed] = found(shop, lost)
-    assert (missed.kind, missed.about, missed.since) == ("missed", "2026-05-08", lost)
-    fill([local], work, [made(lost, day=date(2026, 5, 8), reason="late")])
+    assert (missed.kind, missed.about, missed.since) == ("missed", "2025-05-08", lost)
+    fill([local], work, [made(lost, day=date(2025, 5, 8), reason="late")])
     assert "missed" not in kinds(shop, lost), "allow_late_capture gave it one after all"
 
 
@@ -300,7 +300,7 @@ def test_a_lost_night_is_told_once_and_is_never_well_again(
         look(told, at(day, 13))
     look(told, at(10, 13))
     assert heard(web) == ["shop: a night was MISSED"]
-    assert "no backup for 2026-05-06, and none can be made any more" in str(web.requests)
+    assert "no backup for 2025-05-06, and none can be made any more" in str(web.requests)
 
 
 def test_a_shop_that_stays_shrunk_is_told_of_once_and_becomes_the_usual(
@@ -490,7 +490,7 @@ def test_a_bucket_that_is_away_is_told_after_an_hour_and_once_for_all(
     look(away, seen + HOUR)
     look(away, seen + 2 * HOUR)
     assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
-    assert "shop: backup_shop_20260509_020000, 3 hours old, in local, not verified" in str(web.requests)
+    assert "shop: backup_shop_20250509_020000, 3 hours old, in local, not verified" in str(web.requests)
     look(both, seen + 3 * HOUR)
     look(both, seen + 4 * HOUR)
     assert heard(web)[1:] == ["backups: RECOVERED"]

@@ -4,7 +4,7 @@ A schedule never makes up for a missed tick. This sensor looks at what there is,
 for: as long as the day still means something, and a bounded number of times.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from dagster import (
@@ -43,19 +43,19 @@ def missed_backups(
         default_status=sensor_status(settings),
         description="Asks for the backups of nights that have none, while they still mean something.",
     )
-    def look(context: SensorEvaluationContext) -> Iterator[RunRequest | SkipReason]:
-        now, said = clock(), []
+    def look(context: SensorEvaluationContext) -> list[RunRequest] | SkipReason:
+        now, asked, said = clock(), [], []
         with in_dagsters_words():
             catalog = Catalog(open_stores(settings))
-            found = {each: missed_nights(settings, each.name, catalog, now) for each in databases}
-        for database, missed in found.items():
+            found = [(each, missed_nights(settings, each.name, catalog, now)) for each in databases]
+        for database, missed in found:
             for day in missed.to_capture:
                 attempt, why_not = next_attempt(settings, context.instance, database, day, now)
                 if not why_not:
-                    yield _request(database, day, attempt)
+                    asked.append(_request(database, day, attempt))
                     break  # the lock would refuse a second one at a time
                 said.append(f"{database.name}, {day}: {why_not}")
-        yield SkipReason("; ".join(said) or "no night is without a backup that could still be made")
+        return asked or SkipReason("; ".join(said) or "no night is without a backup that could still be made")
 
     return look
 
