@@ -497,7 +497,7 @@ def test_a_run_that_failed_is_told_with_what_failed_the_hint_and_the_link_and_no
     [(_, _, told)] = web.requests
     said = json.loads(told)
     assert said["title"] == "shop: FAILED"
-    assert "a run of shop_backup failed: shop_back_up: " in said["message"]
+    assert f"a run of shop_backup for {today()} failed: shop_back_up: " in said["message"]
     assert "Connection refused" in said["message"]
     assert "What to do: " in said["message"]
     assert f"https://dagster.example.com/runs/{done.run_id}" in said["message"]
@@ -517,7 +517,7 @@ def test_a_run_that_someone_ended_is_told(shop: Settings, instance: DagsterInsta
     [(_, _, told)] = web.requests
     said = json.loads(told)
     assert said["title"] == "shop: FAILED"
-    assert "a run of shop_backup was cancelled" in said["message"]
+    assert f"a run of shop_backup for {today()} was cancelled" in said["message"]
     assert f"/runs/{ended.run_id}" in said["message"]
 
 

@@ -162,20 +162,24 @@ def _on(
 
 def bad_news(instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
     """What is to be told of a run that has ended, and what to do about it; "" where it went well."""
-    checks = list(_failed_checks(instance, run))[:_MOST_SAID]
+    checks, what = list(_failed_checks(instance, run))[:_MOST_SAID], _called(run)
     if run.status == DagsterRunStatus.SUCCESS:
         if not checks:
             return "", ""
-        return (
-            f"checks failed in a run of {run.job_name}: {'; '.join(checks)}",
-            "look at the backup named there",
-        )
+        return f"checks failed in {what}: {'; '.join(checks)}", "look at the backup named there"
     if run.status == DagsterRunStatus.CANCELED:
-        return f"a run of {run.job_name} was cancelled", "launch it again, unless that was meant"
+        return f"{what} was cancelled", "launch it again, unless that was meant"
     failures = list(_failures(instance, run))[:_MOST_SAID]
     happened = "; ".join([said for said, _ in failures] + checks) or "it ended without saying why"
     advice = next((hint for _, hint in failures if hint), "see the run's log, and backup-dag doctor")
-    return f"a run of {run.job_name} failed: {happened}", advice
+    return f"{what} failed: {happened}", advice
+
+
+def _called(run: DagsterRun) -> str:
+    """A run by its job, and its day; one of assets that were chosen by hand, or by a backfill, has no job."""
+    day = run.tags.get("dagster/partition")
+    job = "chosen assets" if run.job_name.startswith("__") else run.job_name
+    return f"a run of {job}" + (f" for {day}" if day else "")
 
 
 def _failures(instance: DagsterInstance, run: DagsterRun) -> Iterator[tuple[str, str]]:
