@@ -53,19 +53,14 @@ def main() -> int:
             logs = home
         port = chosen_port()
         serve = ["dagster-webserver", "--host", HOST, "--port", str(port), "--workspace", WORKSPACE]
-        servers = [
-            stack.enter_context(child(serve, environment, home, logs / "webserver.log")),
-            stack.enter_context(
-                child(
-                    ["dagster-daemon", "run", "--workspace", WORKSPACE],
-                    environment,
-                    home,
-                    logs / "daemon.log",
-                )
-            ),
-        ]
-        wait_until_it_answers(f"http://{HOST}:{port}/server_info", servers, logs)
-        print(f"\nDagster is at http://{HOST}:{port}   (Ctrl-C ends it; logs in {logs})", flush=True)
+        url, servers = f"http://{HOST}:{port}", list[subprocess.Popen[bytes]]()
+        servers.append(stack.enter_context(child(serve, environment, home, logs / "webserver.log")))
+        wait_until_it_answers(
+            f"{url}/server_info", servers, logs
+        )  # on a new folder it makes Dagster's records
+        daemon = ["dagster-daemon", "run", "--workspace", WORKSPACE]  # which two at a time would spoil
+        servers.append(stack.enter_context(child(daemon, environment, home, logs / "daemon.log")))
+        print(f"\nDagster is at {url}   (Ctrl-C ends it; logs in {logs})", flush=True)
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
         raise SystemExit(f"a server ended by itself; see {logs}/webserver.log and daemon.log")

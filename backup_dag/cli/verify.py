@@ -11,7 +11,6 @@ from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
     ConfigurationError,
-    DeliveryFailed,
     IntegrityError,
 )
 from backup_dag.core.in_words import size
@@ -75,8 +74,8 @@ def _beat(settings: Settings) -> None:
     try:
         for name in beat(settings, datetime.now(UTC)):
             terminal.say(f"{name} is well off-site: the heartbeat was sent")
-    except DeliveryFailed as failed:
-        terminal.say(f"warning: {failed}")
+    except BackupDagError as error:
+        terminal.say(f"warning: {error}")
 
 
 def _meant(settings: Settings, reference: str, database: str | None) -> list[Backup]:

@@ -7,6 +7,7 @@ them, and what to do, in this order, in plain text. It never holds a secret.
 import re
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -37,6 +38,7 @@ Kind = Literal[
     "unverified",
     "damaged",
     "not off-site",
+    "out of reach",
     "size",
     "recovered",
     "digest",
@@ -49,8 +51,9 @@ _HEADLINES: dict[Kind, str] = {
     "unverified": "the latest backup is NOT VERIFIED",
     "damaged": "a backup is DAMAGED",
     "not off-site": "the latest backup is NOT OFF-SITE",
+    "out of reach": "a place of backups is OUT OF REACH",
     "size": "a backup's SIZE is out of line",
-    "recovered": "all is well again",
+    "recovered": "RECOVERED",
     "digest": "summary",
     "test": "a test, no trouble",
 }
@@ -114,19 +117,20 @@ def protection(catalog: Catalog, database: str, now: datetime) -> str:
     return said
 
 
-def deliver(settings: Settings, alert: Alert) -> tuple[str, ...]:
+def deliver(settings: Settings, alert: Alert, but: Collection[str] = ()) -> tuple[str, ...]:
     """Tells everyone; returns whom, without secrets. Where nobody is set to be told, says so, and returns ().
 
+    `but` are the names of receivers that are left out: they have it already, or are known to be down.
     Takes SECONDS_IN_ALL at the longest, or a little more.
 
     Raises:
         DeliveryFailed: somebody could not be told, and why; everyone else was.
     """
     with audited(settings.backup_dir, "alert", alert.database, kind=alert.kind) as entry:
-        outcomes = deliver_each(settings, alert)
+        outcomes = deliver_each(settings, alert, but)
         told = tuple(each.receiver.name for each in outcomes if not each.reason)
         entry.done(subject=alert.subject, told=told)
-        if not outcomes:
+        if not outcomes and not but:
             journal.say(f"nobody is set to be told of this: {alert.subject} ({_one_line(alert.happened)})")
         if lost := [f"{each.receiver.name}: {each.reason}" for each in outcomes if each.reason]:
             raise DeliveryFailed(
@@ -138,10 +142,10 @@ def deliver(settings: Settings, alert: Alert) -> tuple[str, ...]:
     return told
 
 
-def deliver_each(settings: Settings, alert: Alert) -> list[Outcome]:
+def deliver_each(settings: Settings, alert: Alert, but: Collection[str] = ()) -> list[Outcome]:
     """Tells everyone, and what became of each. Raises nothing for those who were not reached."""
     message = Message(alert.subject, alert.body, _MOODS.get(alert.kind, "failure"))
-    return tell(receivers(settings), message)
+    return tell([each for each in receivers(settings) if each.name not in but], message)
 
 
 def heartbeat(settings: Settings, database: str) -> None:

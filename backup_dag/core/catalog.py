@@ -169,6 +169,11 @@ class Catalog:
         return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
 
     @property
+    def away(self) -> dict[str, BackupDagError]:
+        """The stores that could not be asked so far, by their labels, and why."""
+        return {store.label: error for store, error in self._missed.items()}
+
+    @property
     def places(self) -> str:
         """Where it looks, in words."""
         return " or ".join(store.address() for store in self.stores)

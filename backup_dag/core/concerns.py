@@ -1,9 +1,10 @@
 """What is wrong with the backups that there are, at this hour: read off listings, manifests and records.
 
-Cheap, so that it can be asked every few minutes: a listing, and the documents of a few backups.
+Cheap, so that it can be asked every few minutes: a listing, and the documents of a few backups. What a store
+would have to say that does not answer is not known, and is not taken for bad.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import islice
@@ -11,13 +12,17 @@ from itertools import islice
 from backup_dag.core import nights
 from backup_dag.core.alerts import Kind
 from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.errors import BackupDagError
 from backup_dag.core.in_words import length
+from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.usual import NIGHTS, changes
 
 _OFF_SITE_WITHIN = timedelta(hours=2)
-_VERIFIED_WITHIN = timedelta(hours=6)
+_VERIFIED_WITHIN = timedelta(hours=5)  # after the hour of the nightly verification
 _STORE_AWAY_FOR = timedelta(hours=1)
+_CLOCKS_APART = timedelta(hours=1)
+_A_DAY = timedelta(days=1)
 _MOST = 200  # backups that are looked at for the days that have one; a week of hourly ones
 
 
@@ -25,20 +30,22 @@ _MOST = 200  # backups that are looked at for the days that have one; a week of 
 class Concern:
     """One thing that is wrong. Two of the same `key` are the same one, seen twice.
 
-    `patience` is how long it must have been so before anyone is told of it.
+    `patience` is how long it must have been so before anyone is told of it. `backup` is the id of the one
+    that it is about, if it is about one. `database` is None where it concerns all of them.
     """
 
     kind: Kind
-    database: str
+    database: str | None
     about: str
     happened: str
     since: datetime
     advice: str
     patience: timedelta = timedelta()
+    backup: str = ""
 
     @property
     def key(self) -> str:
-        return f"{self.kind}/{self.database}/{self.about}"
+        return f"{self.kind}/{self.database or ''}/{self.about}"
 
     @property
     def may_end(self) -> bool:
@@ -47,63 +54,103 @@ class Concern:
 
 
 def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime) -> Iterator[Concern]:
-    """Everything that is wrong with one database's backups.
+    """Everything that is wrong with one database's backups. What could not be asked stands in
+    `catalog.away` afterwards, and becomes concerns by `out_of_reach`.
 
     Raises StoreError, DiskError: no store could be asked, so nothing is known.
     """
-    known = _recent(settings, catalog, database, now)
-    yield from _overdue(settings, known, database, now)
-    yield from _unverified(settings, known, database, now)
-    for backup in known[:NIGHTS]:
+    found = _recent(catalog, database, now)
+    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + _CLOCKS_APART]
+    yield from _overdue(settings, catalog, found, known, database, now)
+    for backup in found:
         yield from _damaged(backup, database)
     for latest in known[:1]:
-        yield from _off_site(settings, latest, database, now)
         yield from _odd_in_size(settings, latest, known[1:], database)
-    for day in nights.missed(settings, _days(known), now).lost:
-        yield _lost(settings, database, str(day), nights.night(settings, day).ends)
+    if not catalog.away:  # else the other store may have it
+        yield from _unverified(settings, known, database, now)
+        yield from _off_site(settings, known, database, now)
+        for day in nights.missed(settings, _days(found), now).lost:
+            yield _lost(settings, database, str(day), nights.night(settings, day).ends)
+
+
+def out_of_reach(away: Mapping[str, BackupDagError], now: datetime) -> Iterator[Concern]:
+    """The stores that could not be asked, by their labels: told once they have been away for a while."""
+    for label, error in away.items():
+        yield Concern("out of reach", None, label, error.message, now, error.hint, patience=_STORE_AWAY_FOR)
 
 
 def missed_nights(settings: Settings, database: str, catalog: Catalog, now: datetime) -> nights.Missed:
-    """The days of the last week without a backup. Raises as `concerns` does."""
-    return nights.missed(settings, _days(_recent(settings, catalog, database, now)), now)
+    """The days of the last week without a backup. Raises as `concerns` does.
+
+    Of days that have passed nothing is said while a store does not answer, since it may have their backups.
+    """
+    missed = nights.missed(settings, _days(_recent(catalog, database, now)), now)
+    if not catalog.away:
+        return missed
+    return nights.Missed(
+        tuple(day for day in missed.to_capture if not nights.is_late(settings, day, now)), ()
+    )
 
 
-def _recent(settings: Settings, catalog: Catalog, database: str, now: datetime) -> list[Backup]:
-    """The nights of the last week, one more, and at least as many as sizes are compared with."""
+def _recent(catalog: Catalog, database: str, now: datetime) -> list[Backup]:
+    """The nights of the last week, one more, and at least as many as sizes are compared with; those whose
+    manifests nobody can read among them."""
     found: list[Backup] = []
-    since = now - nights.LOOK_BACK - timedelta(days=1)
-    for backup in islice(catalog.nights(database), _MOST):
-        found.append(backup)
+    since = now - nights.LOOK_BACK - _A_DAY
+    for backup in islice(catalog.newest_first(database, usable=False), _MOST):
+        manifest = _manifest(backup)
+        if manifest is None or manifest.is_of_a_night:
+            found.append(backup)
         if len(found) > NIGHTS and backup.id.time < since:
             break
     return found
 
 
-def _days(known: Sequence[Backup]) -> set[date]:
-    return {backup.manifest.partition_day for backup in known}
+def _manifest(backup: Backup) -> Manifest | None:
+    return next((copy.manifest for copy in backup.copies if copy.manifest), None)
 
 
-def _overdue(settings: Settings, known: list[Backup], database: str, now: datetime) -> Iterator[Concern]:
+def _days(known: Iterable[Backup]) -> set[date]:
+    return {manifest.partition_day for manifest in map(_manifest, known) if manifest}
+
+
+def _overdue(
+    settings: Settings,
+    catalog: Catalog,
+    found: Sequence[Backup],
+    known: Sequence[Backup],
+    database: str,
+    now: datetime,
+) -> Iterator[Concern]:
+    """`known` are those of `found` that can be read, and are of this time."""
     advice = f"backup-dag doctor, then backup-dag backup --database {database}"
+    patience = _STORE_AWAY_FOR if catalog.away else timedelta()
     good = next((backup for backup in known if backup.good), None)
     if good is None:
-        yield Concern("overdue", database, "", f"there is no good backup of {database}", now, advice)
+        said = f"there is no good backup of {database}"
+        if any(backup.id.time > now for backup in found):
+            said += ", but such as are dated in the future: a clock is wrong, or was"
+        yield Concern("overdue", database, "", said, now, advice, patience)
     elif now - good.manifest.snapshot_time > settings.backup_rpo + nights.SLACK:
         made = good.manifest.snapshot_time
         said = (
             f"the newest good backup of {database} is {length(now - made)} old,"
             f" {length(settings.backup_rpo)} are allowed"
         )
-        yield Concern("overdue", database, "", said, made + settings.backup_rpo, advice)
+        yield Concern("overdue", database, "", said, made + settings.backup_rpo, advice, patience)
 
 
-def _unverified(settings: Settings, known: list[Backup], database: str, now: datetime) -> Iterator[Concern]:
-    """Nothing that was read to its end is as young as it should be."""
-    if not known:
+def _unverified(
+    settings: Settings, known: Sequence[Backup], database: str, now: datetime
+) -> Iterator[Concern]:
+    """There are newer backups than the last that was read to its end, and that was read too long ago for a
+    nightly verification. Where no newer ones are made, `_overdue` says so."""
+    good = [backup for backup in known if backup.good]
+    read = [backup for backup in good if any(copy.read_to_its_end for copy in backup.copies)]
+    if not good or read[:1] == good[:1]:
         return
-    verified = next((b for b in known if any(copy.read_to_its_end for copy in b.copies)), None)
-    last = verified.manifest.snapshot_time if verified else known[-1].manifest.snapshot_time
-    limit = settings.backup_rpo + _VERIFIED_WITHIN if verified else _VERIFIED_WITHIN
+    last = (read or good[-1:])[0].manifest.snapshot_time
+    limit = max(settings.backup_rpo, _A_DAY) + _until_verified(settings) + _VERIFIED_WITHIN
     if now - last > limit:
         said = f"no backup of {database} from the last {length(now - last)} was read to its end"
         yield Concern(
@@ -111,31 +158,35 @@ def _unverified(settings: Settings, known: list[Backup], database: str, now: dat
         )
 
 
+def _until_verified(settings: Settings) -> timedelta:
+    """From the nightly backup to the verification after it, by the settings."""
+    due, verified = settings.backup_time, settings.backup_verify_time
+    apart = timedelta(hours=verified.hour - due.hour, minutes=verified.minute - due.minute)
+    return apart % _A_DAY
+
+
 def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
     for copy in backup.copies:
-        verdict = copy.verdict
-        failed = verdict is not None and not verdict.passed
-        if copy.fault or (verdict and failed):
+        verdict = copy.verdict if copy.verdict and not copy.verdict.passed else None
+        if copy.fault or verdict:
             why = copy.fault or "; ".join(verdict.faults if verdict else ())
             yield Concern(
                 "damaged",
                 database,
                 f"{backup.id} in {copy.store.label}",
                 f"a copy of {backup.id} is damaged: {why}",
-                verdict.time if verdict and failed else backup.id.time,
+                verdict.time if verdict else backup.id.time,
                 "keep the other copy if there is one; make a backup now, and look at the disk or the bucket",
+                backup=str(backup.id),
             )
 
 
-def _off_site(settings: Settings, latest: Backup, database: str, now: datetime) -> Iterator[Concern]:
-    if not settings.aws_s3_bucket:
+def _off_site(settings: Settings, known: Sequence[Backup], database: str, now: datetime) -> Iterator[Concern]:
+    if not known or not settings.aws_s3_bucket:
         return
-    for error in latest.missed:
-        yield Concern(
-            "not off-site", database, "store", error.message, now, error.hint, patience=_STORE_AWAY_FOR
-        )
+    latest = known[0]
     there = any(copy.store.label == "s3" and copy.good for copy in latest.copies)
-    if not there and not latest.missed and now - latest.manifest.finished > _OFF_SITE_WITHIN:
+    if not there and now - latest.manifest.finished > _OFF_SITE_WITHIN:
         yield Concern(
             "not off-site",
             database,
@@ -149,17 +200,20 @@ def _off_site(settings: Settings, latest: Backup, database: str, now: datetime) 
 def _odd_in_size(
     settings: Settings, latest: Backup, before: Sequence[Backup], database: str
 ) -> Iterator[Concern]:
+    """One concern for what shrank, and one for what grew, however many nights it stays so."""
     earlier = [backup.manifest for backup in before if backup.good]
-    odd = [str(change) for change in changes(settings, latest.manifest, earlier) if not change.as_usual]
-    if odd:
-        yield Concern(
-            "size",
-            database,
-            str(latest.id),
-            f"{latest.id} is whole, and out of line: {'; '.join(odd)}",
-            latest.manifest.snapshot_time,
-            "see whether the database lost or gained that much; nothing is cleaned up meanwhile",
-        )
+    odd = [change for change in changes(settings, latest.manifest, earlier) if not change.as_usual]
+    for way in ("shrunk", "grown"):
+        said = [str(change) for change in odd if (change.percent < 0) == (way == "shrunk")]
+        if said:
+            yield Concern(
+                "size",
+                database,
+                way,
+                f"{latest.id} is whole, and has {way}: {'; '.join(said)}",
+                latest.manifest.snapshot_time,
+                "see whether the database lost or gained that much; nothing is cleaned up meanwhile",
+            )
 
 
 def _lost(settings: Settings, database: str, day: str, ended: datetime) -> Concern:

@@ -67,9 +67,6 @@ def gap(manifest: Manifest, before: Sequence[Manifest]) -> timedelta | None:
 
 def nights_before(catalog: Catalog, manifest: Manifest, most: int = NIGHTS) -> list[Manifest]:
     """The manifests of the good nights before a backup, the newest first. Reads few more than that."""
-    earlier = (
-        backup.manifest
-        for backup in catalog.nights(manifest.database)
-        if backup.good and backup.id < manifest.id
-    )
-    return list(islice(earlier, most))
+    ids = (id for id in catalog.survey(manifest.database).ids if id < manifest.id)
+    good = (backup.manifest for backup in map(catalog.load, ids) if backup.good)
+    return list(islice((each for each in good if each.is_of_a_night), most))

@@ -1,28 +1,27 @@
 """Whoever has to know is told once of what is wrong, and once more when it is well again.
 
-What was told is kept in BACKUP_DIR, so the daemon's sensor and a cron line say it once between them. What
-could not be delivered is tried again at the next look.
+What could not be delivered is tried again at the next look.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
-
-from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from backup_dag.core.alerts import Alert, deliver, heartbeat, protection
 from backup_dag.core.catalog import Backup, Catalog, open_stores
-from backup_dag.core.concerns import Concern, concerns
+from backup_dag.core.concerns import Concern, concerns, out_of_reach
 from backup_dag.core.databases import Database, configured
-from backup_dag.core.errors import BackupDagError, DeliveryFailed
+from backup_dag.core.errors import BackupDagError, DeliveryFailed, DiskError
+from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import SLACK
 from backup_dag.core.settings import Settings
-from backup_dag.core.work import disk_error, new_file, one_at_a_time
+from backup_dag.core.telling import Book, Seen, Sent, opened, waiting
 
-_STATE = ".watch.json"
-_MOST_WAITING = 100
+__all__ = ["Looked", "beat", "digest", "look", "tell", "waiting"]
+
+_UNREADABLE_FOR = timedelta(minutes=30)
+_REMEMBERED = timedelta(days=30)  # for longer than anything is looked back for, on whatever clock
+_MOST_NAMED = 10
 
 
 @dataclass
@@ -34,119 +33,146 @@ class Looked:
     undelivered: list[str] = field(default_factory=list)
 
 
-class _Known(BaseModel):
-    """A concern that was seen before: since when, and whether somebody has been told."""
-
-    first: AwareDatetime
-    told: bool = False
-    happened: str
-    database: str
-    may_end: bool
-
-
-class _State(BaseModel):
-    """What is kept from look to look. `waiting`: alerts that have reached nobody yet."""
-
-    known: dict[str, _Known] = {}
-    waiting: list[Alert] = []
-
-
 def look(settings: Settings, now: datetime) -> Looked:
     """Looks at every configured database, and tells what has changed since the last look.
 
-    Raises:
-        DiskError: what was told cannot be kept. ConfigurationError: no database, or no receiver can be used.
+    While a store does not answer, nothing becomes well again. Raises:
+        DiskError: what was told cannot be kept, so nothing is. ConfigurationError: no database.
     """
-    looked = Looked()
-    catalog = Catalog(open_stores(settings))
-    looked.concerns = [c for each in configured(settings) for c in _found(settings, catalog, each, now)]
-    with _state(settings) as state:
-        for alert in list(state.waiting):
-            if _reached(settings, alert, looked):
-                state.waiting.remove(alert)
-        for concern in looked.concerns:
-            seen = state.known.setdefault(concern.key, _new(concern, now))
-            if not seen.told and now - seen.first >= concern.patience:
-                seen.told = _reached(settings, _alert(catalog, concern, now), looked)
-        for key in state.known.keys() - {concern.key for concern in looked.concerns}:
-            seen = state.known[key]
-            quietly = not (seen.told and seen.may_end)
-            if quietly or _reached(settings, _well_again(catalog, seen, now), looked):
-                del state.known[key]
-    return looked
+    with opened(settings) as book:
+        eye = _Look(settings, now)
+        eye.note(book)
+        sent = book.send()
+    return Looked(eye.found, sent.told, sent.undelivered)
 
 
 def tell(settings: Settings, alert: Alert) -> list[str]:
     """Tells of something that happened once; returns what could not be delivered, in words.
 
-    Where it reached nobody it waits, and every later look tries again. Raises as `look` does.
+    Whom it did not reach it waits for, and every later look tries again. Where that cannot be noted (the disk
+    may be what it is about), it is told all the same.
     """
-    looked = Looked()
-    with _state(settings) as state:
-        if not _reached(settings, alert, looked):
-            state.waiting = [*state.waiting, alert][-_MOST_WAITING:]
-    return looked.undelivered
-
-
-def waiting(settings: Settings) -> list[str]:
-    """The subjects of alerts that have reached nobody yet."""
-    return [f"not delivered yet: {alert.subject}" for alert in _read(settings.backup_dir / _STATE).waiting]
-
-
-def _found(settings: Settings, catalog: Catalog, database: Database, now: datetime) -> Iterable[Concern]:
-    """A database's concerns; that no store can be asked is one, since silence would look like health."""
+    sent = Sent()
     try:
-        return list(concerns(settings, catalog, database.name, now))
-    except BackupDagError as error:
-        said = f"the backups of {database.name} cannot be looked at: {error.message}"
-        away = timedelta(minutes=30)
-        return [Concern("overdue", database.name, "stores", said, now, error.hint, patience=away)]
+        with opened(settings) as book:
+            if book.has_receivers:
+                book.add(alert)
+                sent = book.send()
+                return sent.undelivered
+    except DiskError as error:
+        sent.undelivered.append(error.message)
+    if alert not in sent.told:
+        try:
+            deliver(settings, alert)
+        except DeliveryFailed as failed:
+            sent.undelivered.append(failed.message)
+    return sent.undelivered
 
 
-def _new(concern: Concern, now: datetime) -> _Known:
-    return _Known(first=now, happened=concern.happened, database=concern.database, may_end=concern.may_end)
+class _Look:
+    """Everything that is wrong at one time, of all databases; the stores are asked once."""
 
+    def __init__(self, settings: Settings, now: datetime) -> None:
+        self._now = now
+        self._catalog = Catalog(open_stores(settings))
+        self.databases = [database.name for database in configured(settings)]
+        self.by_name = {name: list(self._of(settings, name)) for name in self.databases}
+        self.away = list(out_of_reach(self._catalog.away, now))
+        self.found = [concern for found in self.by_name.values() for concern in found] + self.away
 
-def _reached(settings: Settings, alert: Alert, looked: Looked) -> bool:
-    """Whether it reached anybody, or there is nobody to reach. After a failure nothing more is tried in this
-    look: a server that is down takes half a minute to be found so, and a sensor has a minute."""
-    if looked.undelivered:
-        return False
-    try:
-        deliver(settings, alert)
-    except DeliveryFailed as failed:
-        looked.undelivered.append(failed.message)
-        if not failed.told:
+    def _of(self, settings: Settings, database: str) -> Iterator[Concern]:
+        """A database's concerns; that it cannot be looked at is one, since silence would look like health."""
+        try:
+            yield from concerns(settings, self._catalog, database, self._now)
+        except BackupDagError as error:
+            if not self._catalog.away:  # else that is told, once for all
+                said = f"the backups of {database} cannot be looked at: {error.message}"
+                yield Concern(
+                    "out of reach", database, "", said, self._now, error.hint, patience=_UNREADABLE_FOR
+                )
+
+    def note(self, book: Book) -> None:
+        """Writes into the book what is new, and what is over."""
+        for concern in self.found:
+            seen = book.seen.setdefault(concern.key, _new(concern, self._now))
+            seen.first = min(seen.first, self._now)  # a clock that was ahead
+            if not seen.told and book.has_receivers and self._now - seen.first >= concern.patience:
+                seen.told = True
+                book.add(self._alert(concern))
+        for key in book.seen.keys() - {concern.key for concern in self.found}:
+            self._over(book, key)
+
+    def _over(self, book: Book, key: str) -> None:
+        """What is no longer found: told to be well where it is that, and not only out of sight."""
+        seen = book.seen[key]
+        configured = seen.database is None or seen.database in self.databases
+        if configured and (self._is_unsure(seen) or self._may_come_back(seen)):
+            return
+        del book.seen[key]
+        if configured and seen.told and seen.may_end and book.has_receivers and self._is_well(seen):
+            book.add(self._well_again(seen))
+
+    def _is_unsure(self, seen: Seen) -> bool:
+        """Whether it may only not have been found because not everything could be asked."""
+        cannot = {concern.database for concern in self.found if concern.kind == "out of reach"}
+        return None in cannot or (seen.database in cannot)
+
+    def _may_come_back(self, seen: Seen) -> bool:
+        """A lost night is out of sight after a week, and in it again where a clock is put back."""
+        return not seen.may_end and abs(self._now - seen.first) < _REMEMBERED
+
+    def _is_well(self, seen: Seen) -> bool:
+        """A backup that was damaged may be gone, or too old to be looked at: that is not well."""
+        backup = BackupId.parse(seen.backup)
+        if backup is None:
+            return True
+        try:
+            return all(copy.good for copy in self._catalog.load(backup).copies)
+        except BackupDagError:
             return False
-    looked.told.append(alert)
-    return True
+
+    def _alert(self, concern: Concern) -> Alert:
+        said = self._protection(concern.database)
+        return Alert(concern.kind, concern.database, concern.happened, concern.since, said, concern.advice)
+
+    def _well_again(self, seen: Seen) -> Alert:
+        still = [each.happened for each in self.by_name.get(seen.database or "", [])]
+        advice = f"this is still to be seen to: {'; '.join(still)}" if still else ""
+        happened, said = f"no longer so: {seen.happened}", self._protection(seen.database)
+        return Alert("recovered", seen.database, happened, self._now, said, advice)
+
+    def _protection(self, database: str | None) -> str:
+        if database is not None:
+            return protection(self._catalog, database, self._now)
+        named = self.databases[:_MOST_NAMED]
+        return "\n".join(f"{name}: {protection(self._catalog, name, self._now)}" for name in named)
+
+    def summary(self) -> Iterator[str]:
+        """What there is of each database, and what is wrong, a line each."""
+        for name, found in self.by_name.items():
+            yield f"{name}: {self._protection(name)}"
+            yield from (f"  ! {concern.happened}" for concern in found)
+        yield from (f"! {concern.happened}" for concern in self.away)
 
 
-def _alert(catalog: Catalog, concern: Concern, now: datetime) -> Alert:
-    return Alert(
-        concern.kind,
-        concern.database,
-        concern.happened,
-        concern.since,
-        protection(catalog, concern.database, now),
-        concern.advice,
+def _new(concern: Concern, now: datetime) -> Seen:
+    return Seen(
+        first=now,
+        happened=concern.happened,
+        database=concern.database,
+        may_end=concern.may_end,
+        backup=concern.backup,
     )
-
-
-def _well_again(catalog: Catalog, seen: _Known, now: datetime) -> Alert:
-    happened = f"no longer so: {seen.happened}"
-    return Alert("recovered", seen.database, happened, now, protection(catalog, seen.database, now))
 
 
 def digest(settings: Settings, now: datetime) -> Alert:
     """What there is, and what is wrong, of all databases: for those who want to hear of it in any case."""
-    catalog, said, wrong = Catalog(open_stores(settings)), [], 0
-    for database in configured(settings):
-        found = [concern.happened for concern in _found(settings, catalog, database, now)]
-        wrong += len(found)
-        said += [f"{database.name}: {protection(catalog, database.name, now)}", *(f"  ! {w}" for w in found)]
-    happened = "all is well" if not wrong else f"{wrong} things are not as they should be"
-    return Alert("digest", None, happened, now, "\n" + "\n".join(said))
+    eye = _Look(settings, now)
+    wrong = len(eye.found)
+    happened = "all is well"
+    if wrong:
+        happened = f"{wrong} things are not as they should be" if wrong > 1 else "one thing is wrong"
+    return Alert("digest", None, happened, now, "\n" + "\n".join(eye.summary()))
 
 
 def beat(settings: Settings, now: datetime) -> list[str]:
@@ -155,57 +181,37 @@ def beat(settings: Settings, now: datetime) -> list[str]:
     Well: the latest backup is young enough, and its off-site copy was read to its end. An address without
     {database} in it is pinged only where all of them are.
 
-    Raises DeliveryFailed where it could not be reached.
+    Raises DeliveryFailed where one could not be reached, once all have been tried.
     """
     if settings.backup_heartbeat_url is None:
         return []
     catalog = Catalog(open_stores(settings))
     databases = configured(settings)
-    well = [each.name for each in databases if _is_well(settings, catalog, each, now)]
+    well = [each.name for each in databases if _is_well_off_site(settings, catalog, each, now)]
     if "{database}" in settings.backup_heartbeat_url.get_secret_value():
-        for name in well:
-            heartbeat(settings, name)
+        _ping(settings, well)
     elif len(well) == len(databases):
-        heartbeat(settings, well[0])
+        _ping(settings, well[:1])
     else:
         return []
     return well
 
 
-def _is_well(settings: Settings, catalog: Catalog, database: Database, now: datetime) -> bool:
+def _ping(settings: Settings, names: Sequence[str]) -> None:
+    failed: DeliveryFailed | None = None
+    for name in names:
+        try:
+            heartbeat(settings, name)
+        except DeliveryFailed as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _is_well_off_site(settings: Settings, catalog: Catalog, database: Database, now: datetime) -> bool:
     latest: Backup | None = next(catalog.nights(database.name), None)
     return (
         latest is not None
         and now - latest.manifest.snapshot_time <= settings.backup_rpo + SLACK
         and any(copy.store.label == "s3" and copy.read_to_its_end for copy in latest.copies)
     )
-
-
-@contextmanager
-def _state(settings: Settings) -> Iterator[_State]:
-    """What was told, and what waits; kept when the block ends, and one look at a time."""
-    path = settings.backup_dir / _STATE
-    with one_at_a_time(settings.backup_dir, "watch"):
-        state = _read(path)
-        try:
-            yield state
-        finally:
-            _write(path, state)
-
-
-def _read(path: Path) -> _State:
-    """Nothing where it cannot be read: better told twice than never."""
-    with suppress(OSError, ValidationError):
-        return _State.model_validate_json(path.read_bytes())
-    return _State()
-
-
-def _write(path: Path, state: _State) -> None:
-    beside = path.with_suffix(".new")
-    try:
-        beside.unlink(missing_ok=True)
-        with new_file(beside) as file:
-            file.write(state.model_dump_json(indent=1).encode())
-        beside.replace(path)
-    except OSError as error:
-        raise disk_error(f"writing {path}", error) from error

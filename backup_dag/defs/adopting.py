@@ -12,8 +12,6 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     DagsterInstance,
-    DagsterRunStatus,
-    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -21,12 +19,13 @@ from dagster import (
     sensor,
 )
 
-from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.catalog import Backup, Catalog, Survey, open_stores
 from backup_dag.core.databases import Database
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
+from backup_dag.core.store.base import Store
 from backup_dag.core.usual import nights_before
-from backup_dag.defs import checks, metadata
+from backup_dag.defs import checks, metadata, runs
 from backup_dag.defs.assets import said_of
 from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
@@ -34,13 +33,6 @@ from backup_dag.defs.words import Clock, in_dagsters_words, the_time
 _AT_A_TIME = 25  # backups a look, so that a long history does not hold up the daemon
 _PAGE = 500
 _SETTLED = timedelta(minutes=10)
-_UNDER_WAY = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 _PATHS = ("path", "manifest_path")
 
 Event = AssetMaterialization | AssetCheckEvaluation
@@ -75,6 +67,25 @@ def adopt_backups(
     return adopt
 
 
+class _Once(Catalog):
+    """Asks once for what is asked for again and again: each backup is compared with those before it."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        super().__init__(stores)
+        self._loaded: dict[BackupId, Backup] = {}
+        self._surveys: dict[str | None, Survey] = {}
+
+    def load(self, backup: BackupId) -> Backup:
+        if backup not in self._loaded:
+            self._loaded[backup] = super().load(backup)
+        return self._loaded[backup]
+
+    def survey(self, database: str | None = None) -> Survey:
+        if database not in self._surveys:
+            self._surveys[database] = super().survey(database)
+        return self._surveys[database]
+
+
 class _Adopting:
     """One look at one database. `seen`: what Dagster knows afterwards, as `where/id`."""
 
@@ -83,7 +94,7 @@ class _Adopting:
     ) -> None:
         self._settings, self._instance, self._database, self._now = settings, instance, database, now
         self._stores = open_stores(settings)
-        self._catalog = Catalog(self._stores)
+        self._catalog = _Once(self._stores)
         self.seen: list[str] = []
 
     def events(self, seen: Sequence[str]) -> list[Event]:
@@ -120,11 +131,14 @@ class _Adopting:
     def _of(self, id: BackupId, assets: Sequence[str]) -> Iterator[Event]:
         """One backup's events, unless a run may still be about to report it."""
         backup = self._catalog.load(id)
+        if self._catalog.away:  # the next look
+            return
         manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
         if manifest is None or not manifest.is_of_a_night:
             self.seen += [_name(asset, id) for asset in assets]  # no day's backup, or one nobody can read
             return
-        if self._now - manifest.finished < _SETTLED or self._under_way(str(manifest.partition_day)):
+        day, young = str(manifest.partition_day), abs(self._now - manifest.finished) < _SETTLED
+        if young or any(runs.under_way(self._instance, self._now, day)):
             return
         self.seen += [_name(asset, id) for asset in assets]
         if "checksum" in assets:
@@ -133,10 +147,6 @@ class _Adopting:
             yield from self._copy(backup)
         for verdict in checks.verdicts_on_record(self._settings, backup):
             yield verdict.evaluation()
-
-    def _under_way(self, day: str) -> bool:
-        wanted = RunsFilter(statuses=_UNDER_WAY, tags={"dagster/partition": day})
-        return bool(self._instance.get_run_records(wanted, limit=1))
 
     def _chain(self, backup: Backup) -> Iterator[Event]:
         manifest = backup.manifest

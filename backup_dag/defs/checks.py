@@ -124,13 +124,13 @@ def verdict_on_the_copy(manifest: Manifest, copy: Copy | None) -> Verdict:
     return Verdict(asset, COPY, equal, said, metadata=backup)
 
 
-def verified_asset(settings: Settings, database: Database) -> AssetKey:
+def verified_asset(settings: Settings, database: str) -> AssetKey:
     """On which asset `content_verified` stands: the off-site copy where there is one."""
-    return AssetKey([database.name, "s3_copy" if settings.aws_s3_bucket else "checksum"])
+    return AssetKey([database, "s3_copy" if settings.aws_s3_bucket else "checksum"])
 
 
 def content_verified_key(settings: Settings, database: Database) -> AssetCheckKey:
-    return AssetCheckKey(verified_asset(settings, database), CONTENT)
+    return AssetCheckKey(verified_asset(settings, database.name), CONTENT)
 
 
 def alerts_key(database: Database) -> AssetCheckKey:
@@ -149,14 +149,16 @@ def verdicts_on_record(settings: Settings, backup: Backup) -> list[Verdict]:
     """What checks recorded beside the copies say, of a backup that Dagster did not see being checked."""
     found = []
     for copy in backup.copies:
-        off_site = copy.store.label == "s3"
-        if copy.manifest is None or copy.verification is None or off_site != bool(settings.aws_s3_bucket):
+        if copy.manifest is None or copy.verification is None:
             continue
+        off_site = copy.store.label == "s3"
         asset = AssetKey([backup.id.database, "s3_copy" if off_site else "checksum"])
-        where = copy.store.address(copy.manifest.artifact.name)
-        deepest = copy.verification.checks.get("restore") or copy.verification.checks.get("content")
-        if deepest:
+        where, made = copy.store.address(copy.manifest.artifact.name), copy.verification.checks
+        deepest = made.get("restore") or made.get("content")
+        if deepest and asset == verified_asset(settings, backup.id.database):
             found.append(verdict_on_check(asset, CONTENT, str(backup.id), where, deepest))
+        if "checksum" in made and not off_site:
+            found.append(verdict_on_check(asset, CHECKSUM, str(backup.id), where, made["checksum"]))
     return found
 
 
@@ -181,7 +183,7 @@ def checksum_matches(settings: Settings, database: Database) -> AssetChecksDefin
 
 def content_verified(settings: Settings, database: Database) -> AssetChecksDefinition:
     """The latest backup, read to its end: decrypted, decompressed, every digest compared."""
-    asset = verified_asset(settings, database)
+    asset = verified_asset(settings, database.name)
 
     @asset_check(
         asset=asset,

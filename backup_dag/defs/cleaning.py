@@ -34,7 +34,7 @@ from backup_dag.core.settings import Settings
 from backup_dag.defs.checks import CONTENT
 from backup_dag.defs.jobs import AssetJob
 from backup_dag.defs.missed import sensor_status
-from backup_dag.defs.watching import database_of
+from backup_dag.defs.runs import database_of
 from backup_dag.defs.words import in_dagsters_words
 
 

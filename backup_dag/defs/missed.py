@@ -4,15 +4,13 @@ A schedule never makes up for a missed tick. This sensor looks at what there is,
 for: as long as the day still means something, and a bounded number of times.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from dagster import (
     DagsterInstance,
     DefaultSensorStatus,
-    RunRecord,
     RunRequest,
-    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SkipReason,
@@ -23,6 +21,7 @@ from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.concerns import missed_nights
 from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
+from backup_dag.defs import runs
 from backup_dag.defs.assets import MISSED
 from backup_dag.defs.jobs import AssetJob, backup_job_name
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
@@ -34,7 +33,8 @@ _PAUSE = timedelta(minutes=30)
 def missed_backups(
     settings: Settings, databases: Sequence[Database], jobs: Sequence[AssetJob], clock: Clock = the_time
 ) -> SensorDefinition:
-    """Every five minutes: asks for the backups of nights that have none, and can still be captured."""
+    """Every five minutes: asks for the backups of nights that have none, and can still be captured: the
+    oldest first, and of each database one at a time."""
 
     @sensor(
         name="missed_backups",
@@ -43,26 +43,31 @@ def missed_backups(
         default_status=sensor_status(settings),
         description="Asks for the backups of nights that have none, while they still mean something.",
     )
-    def look(context: SensorEvaluationContext) -> Iterator[RunRequest | SkipReason]:
-        now, said = clock(), []
+    def look(context: SensorEvaluationContext) -> list[RunRequest] | SkipReason:
+        now, asked, said = clock(), [], []
         with in_dagsters_words():
             catalog = Catalog(open_stores(settings))
-            found = {each: missed_nights(settings, each.name, catalog, now) for each in databases}
-        for database, missed in found.items():
+            found = [(each, missed_nights(settings, each.name, catalog, now)) for each in databases]
+        for database, missed in found:
             for day in missed.to_capture:
                 attempt, why_not = next_attempt(settings, context.instance, database, day, now)
-                if why_not:
-                    said.append(f"{database.name}, {day}: {why_not}")
-                    continue
-                yield RunRequest(
-                    run_key=f"{database.name}:{day}:{attempt}",
-                    job_name=backup_job_name(database),
-                    partition_key=str(day),
-                    tags={MISSED: str(attempt)},
-                )
-        yield SkipReason("; ".join(said) or "no night is without a backup that could still be made")
+                if not why_not:
+                    asked.append(_request(database, day, attempt))
+                    break  # the lock would refuse a second one at a time
+                said.append(f"{database.name}, {day}: {why_not}")
+        return asked or SkipReason("; ".join(said) or "no night is without a backup that could still be made")
 
     return look
+
+
+def _request(database: Database, day: date, attempt: int) -> RunRequest:
+    """Two looks at a time ask for the same one: Dagster starts one run for a key."""
+    return RunRequest(
+        run_key=f"{database.name}:{day}:{attempt}",
+        job_name=backup_job_name(database),
+        partition_key=str(day),
+        tags={MISSED: str(attempt)},
+    )
 
 
 def next_attempt(
@@ -72,10 +77,10 @@ def next_attempt(
 
     Read off the runs there were, and not off a cursor, which may be lost.
     """
-    runs = _runs_of(instance, database, day)
-    if any(not run.dagster_run.is_finished for run in runs):
+    if any(runs.backs_up(run, database) for run in runs.under_way(instance, now)):
         return 0, "a run is under way"
-    asked = [run for run in runs if MISSED in run.dagster_run.tags]
+    there = runs.of_backups(instance, database, str(day))
+    asked = [run for run in there if MISSED in run.dagster_run.tags]
     attempt = len(asked) + 1
     if attempt > settings.backup_missed_attempts:
         return 0, f"given up after {len(asked)} attempts; launch it yourself"
@@ -83,11 +88,6 @@ def next_attempt(
     if ended and now < max(ended) + _PAUSE * len(asked):
         return 0, f"attempt {attempt} waits until {max(ended) + _PAUSE * len(asked):%H:%M} UTC"
     return attempt, ""
-
-
-def _runs_of(instance: DagsterInstance, database: Database, day: date) -> Sequence[RunRecord]:
-    wanted = RunsFilter(job_name=backup_job_name(database), tags={"dagster/partition": str(day)})
-    return instance.get_run_records(wanted, limit=100)
 
 
 def sensor_status(settings: Settings) -> DefaultSensorStatus:

@@ -2,6 +2,7 @@
 checks did. What to say, and whether it was said already, is `core.watch`'s business.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ from dagster import (
     AssetCheckExecutionContext,
     AssetCheckResult,
     AssetChecksDefinition,
+    AssetCheckSeverity,
     AssetKey,
     DagsterEventType,
     DagsterInstance,
@@ -39,6 +41,7 @@ from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
 from backup_dag.defs.checks import ALERTS, Verdict
 from backup_dag.defs.missed import sensor_status
+from backup_dag.defs.runs import database_of
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
 
 _MOST_SAID = 5
@@ -61,11 +64,11 @@ def latest_backup(
             looked = watch.look(settings, clock())
         for concern in looked.concerns:
             context.log.warning(concern.happened)
-        undelivered = "; ".join(looked.undelivered)
-        changed = undelivered != (context.cursor or "")
-        events = [_delivery(each, looked.undelivered).evaluation() for each in databases if changed]
-        said = f"{len(looked.concerns)} concerns, {len(looked.told)} told now"
-        return SensorResult(skip_reason=SkipReason(said), asset_events=events, cursor=undelivered)
+        waiting = watch.waiting(settings)
+        changed = looked.told or waiting != json.loads(context.cursor or "[]")
+        events = [_delivery(each, waiting).evaluation() for each in databases if changed]
+        said = f"{len(looked.concerns)} concerns, {len(looked.told)} told now, {len(waiting)} waiting"
+        return SensorResult(skip_reason=SkipReason(said), asset_events=events, cursor=json.dumps(waiting))
 
     return look
 
@@ -150,7 +153,7 @@ def _on(
         )
         with in_dagsters_words():
             undelivered = watch.tell(settings, alert)
-        for each in databases if undelivered else []:
+        for each in databases:
             instance.report_runless_asset_event(_delivery(each, undelivered).evaluation())
         return SkipReason(f"told: {alert.subject}" if not undelivered else "; ".join(undelivered))
 
@@ -159,20 +162,24 @@ def _on(
 
 def bad_news(instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
     """What is to be told of a run that has ended, and what to do about it; "" where it went well."""
-    checks = list(_failed_checks(instance, run))[:_MOST_SAID]
+    checks, what = list(_failed_checks(instance, run))[:_MOST_SAID], _called(run)
     if run.status == DagsterRunStatus.SUCCESS:
         if not checks:
             return "", ""
-        return (
-            f"checks failed in a run of {run.job_name}: {'; '.join(checks)}",
-            "look at the backup named there",
-        )
+        return f"checks failed in {what}: {'; '.join(checks)}", "look at the backup named there"
     if run.status == DagsterRunStatus.CANCELED:
-        return f"a run of {run.job_name} was cancelled", "launch it again, unless that was meant"
+        return f"{what} was cancelled", "launch it again, unless that was meant"
     failures = list(_failures(instance, run))[:_MOST_SAID]
     happened = "; ".join([said for said, _ in failures] + checks) or "it ended without saying why"
     advice = next((hint for _, hint in failures if hint), "see the run's log, and backup-dag doctor")
-    return f"a run of {run.job_name} failed: {happened}", advice
+    return f"{what} failed: {happened}", advice
+
+
+def _called(run: DagsterRun) -> str:
+    """A run by its job, and its day; one of assets that were chosen by hand, or by a backfill, has no job."""
+    day = run.tags.get("dagster/partition")
+    job = "chosen assets" if run.job_name.startswith("__") else run.job_name
+    return f"a run of {job}" + (f" for {day}" if day else "")
 
 
 def _failures(instance: DagsterInstance, run: DagsterRun) -> Iterator[tuple[str, str]]:
@@ -190,23 +197,12 @@ def _failures(instance: DagsterInstance, run: DagsterRun) -> Iterator[tuple[str,
 
 
 def _failed_checks(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:
+    """Those that are errors. A warning is to be seen, and of sizes `core.watch` tells; that alerts do not
+    arrive cannot be told by one."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
         found: Any = entry.get_dagster_event().asset_check_evaluation_data
-        if not found.passed:
+        if not found.passed and found.severity == AssetCheckSeverity.ERROR and found.check_name != ALERTS:
             yield f"{found.check_name} of {found.asset_key.to_user_string()}: {found.description or 'failed'}"
-
-
-def database_of(run: DagsterRun, databases: Sequence[Database]) -> str | None:
-    """The database that a run was about: by its assets, else by its job's name. None where neither tells."""
-    touched = {key.path[0] for key in run.asset_selection or ()}
-    touched |= {key.asset_key.path[0] for key in run.asset_check_selection or ()}
-    for database in databases:
-        if touched == {database.name} or run.job_name in (
-            f"{database.name}_backup",
-            f"{database.name}_verify",
-        ):
-            return database.name
-    return None
 
 
 def _protection(settings: Settings, database: str | None) -> str:

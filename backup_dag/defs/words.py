@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from dagster import (
     AssetCheckExecutionContext,
     AssetExecutionContext,
+    DagsterInvariantViolationError,
     Failure,
     MetadataValue,
     OpExecutionContext,
@@ -49,10 +50,10 @@ def progress(context: Context, what: str) -> Observer:
 def in_dagsters_words() -> Iterator[None]:
     """Our errors as Dagster's Failure: the hint beside it, and retried only where that can help.
 
-    What is noted in the audit log meanwhile carries the run's id.
+    What is noted in the audit log meanwhile carries the run's id; a sensor has none.
     """
     try:
-        with acting_for(OpExecutionContext.get().run_id):
+        with acting_for(_this_run()):
             yield
     except BackupDagError as error:
         raise Failure(
@@ -60,3 +61,10 @@ def in_dagsters_words() -> Iterator[None]:
             metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
             allow_retries=error.retryable,
         ) from error
+
+
+def _this_run() -> str | None:
+    try:
+        return OpExecutionContext.get().run_id
+    except DagsterInvariantViolationError:  # outside of a step
+        return None

@@ -1,0 +1,679 @@
+"""Whoever has to know is told once, at the right hour, and once more when it is well: by real receivers."""
+
+import json
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apprise import NotifyBase
+from pydantic import SecretStr
+
+from backup_dag.core import alerts, delivery
+from backup_dag.core.alerts import Alert
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.cleanup import Leave, clean_up
+from backup_dag.core.concerns import Concern, concerns
+from backup_dag.core.errors import DeliveryFailed, DiskError
+from backup_dag.core.settings import Settings
+from backup_dag.core.store.local import LocalStore
+from backup_dag.core.store.s3 import S3Store, connect
+from backup_dag.core.watch import beat, look, tell, waiting
+from demo.servers import S3Server, free_port
+from tests.cleaning import checked, ids
+from tests.conftest import Here, Terminal
+from tests.nights import PASSWORD, TWO, at, fill, made, of_shop
+from tests.test_alerts import Mailbox, Web, by_mail, by_urls, mail_server, web
+
+__all__ = ["web"]  # a fixture
+
+SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
+ON_TIME = timedelta(hours=26)  # the RPO, and what a night takes itself
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No courtesy between tries: the servers are ours."""
+    monkeypatch.setattr(NotifyBase, "request_rate_per_sec", 0)
+    monkeypatch.setattr(delivery, "_SECONDS_BETWEEN", 0.02)
+    monkeypatch.setattr(alerts, "_SECONDS_BETWEEN_PINGS", 0.02)
+
+
+@pytest.fixture
+def shop(settings: Settings) -> Settings:
+    return of_shop(settings)
+
+
+@pytest.fixture
+def told(shop: Settings, web: Web) -> Settings:
+    """The shop, with somebody to be told."""
+    return by_urls(shop, address(web))
+
+
+@pytest.fixture
+def local(shop: Settings) -> LocalStore:
+    shop.backup_dir.mkdir(exist_ok=True)
+    return LocalStore(shop.backup_dir)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def off_site(told: Settings, bucket: str, s3: S3Server) -> Settings:
+    return told.model_copy(update={"aws_s3_bucket": bucket, "aws_endpoint_url_s3": s3.endpoint})
+
+
+def address(web: Web) -> str:
+    return f"json://127.0.0.1:{web.port}/"
+
+
+def unplugged(settings: Settings) -> Settings:
+    """The same, with a bucket that has stopped answering."""
+    return settings.model_copy(update={"aws_endpoint_url_s3": f"http://127.0.0.1:{free_port()}"})
+
+
+def heard(web: Web) -> list[str]:
+    """The subjects that arrived."""
+    return [json.loads(body)["title"] for _, _, body in web.requests]
+
+
+def found(settings: Settings, now: datetime, name: str = "shop") -> list[Concern]:
+    return list(concerns(settings, Catalog(open_stores(settings)), name, now))
+
+
+def kinds(settings: Settings, now: datetime) -> list[str]:
+    return [each.kind for each in found(settings, now)]
+
+
+def seven_nights(local: LocalStore, work: Path, **how: Any) -> None:
+    """Those of the 3rd to the 9th, read to their ends."""
+    fill([local], work, [made(at(day), **how) for day in range(3, 10)])
+
+
+# when there is something to tell
+
+
+def test_a_shop_whose_nights_are_as_they_should_be_is_no_concern(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    for hour in (2, 9, 25.5):
+        assert found(shop, at(9, hour)) == []
+
+
+def test_overdue_is_what_is_older_than_the_rpo_and_a_nights_own_length(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    assert found(shop, at(9) + ON_TIME) == []
+    [overdue] = found(shop, at(9) + ON_TIME + SECOND)
+    assert (overdue.kind, overdue.since) == ("overdue", at(9) + timedelta(hours=24))
+    assert overdue.happened == "the newest good backup of shop is 26 hours old, 24 hours are allowed"
+
+
+def test_where_there_is_no_backup_at_all_that_is_said_at_once_and_no_night_is_lost(shop: Settings) -> None:
+    [none] = found(shop, at(9))
+    assert (none.kind, none.happened) == ("overdue", "there is no good backup of shop")
+
+
+def test_a_backup_that_is_damaged_protects_from_nothing(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(8)), made(at(9))])
+    local.put_note(made(at(9)).id.file("verify.json"), checked(made(at(9)), faults=["rows of t differ"]))
+    [damaged] = found(shop, at(9, 4))
+    assert (damaged.kind, "rows of t differ" in damaged.happened) == ("damaged", True)
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue", "damaged"]
+
+
+def test_unverified_is_what_was_not_read_hours_after_the_nightly_verification(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(9))])
+    fill([local], work, [made(at(10)), made(at(11))], level="checksum")
+    limit = at(9) + timedelta(hours=24 + 1 + 5)
+    assert found(shop, limit) == []
+    [unverified] = found(shop, limit + SECOND)
+    assert (unverified.kind, unverified.since) == ("unverified", limit)
+    assert kinds(shop, at(11) + ON_TIME + SECOND) == ["overdue", "unverified"]
+    evening = shop.model_copy(update={"backup_verify_time": time(22, 0)})
+    assert found(evening, at(11, 3)) == [], "its next verification is at ten in the evening"
+
+
+def test_a_new_shop_has_until_after_its_first_verification(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(9, 10), reason="manual")], level=None)
+    fill([local], work, [made(at(10))], level=None)
+    assert found(shop, at(9, 10) + timedelta(hours=30)) == []
+    assert kinds(shop, at(9, 10) + timedelta(hours=30) + SECOND) == ["unverified"]
+
+
+def test_a_manifest_that_nobody_can_read_is_damage_and_makes_no_night(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    torn = made(at(9)).id.file("json")
+    (shop.backup_dir / torn).write_text('{"schema_version": 1, "backup"')
+    [damaged] = found(shop, at(9, 4))
+    assert (damaged.kind, torn in damaged.happened) == ("damaged", True)
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue", "damaged"]
+
+
+@pytest.mark.parametrize(
+    ("dump", "rows", "said"),
+    [
+        (500, 50, []),
+        (499, 100, ["shrunk"]),
+        (100, 0, ["shrunk"]),
+        (3000, 300, []),
+        (3001, 100, ["grown"]),
+        (1, 301, ["shrunk", "grown"]),
+    ],
+)
+def test_size_is_out_of_line_beyond_the_limits(
+    shop: Settings, local: LocalStore, work: Path, dump: int, rows: int, said: list[str]
+) -> None:
+    seven_nights(local, work)
+    fill([local], work, [made(at(10), dump=dump, rows=rows)])
+    assert [(each.kind, each.about) for each in found(shop, at(10, 3))] == [("size", way) for way in said]
+
+
+def test_a_night_is_lost_when_its_day_cannot_be_captured_any_more(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(7)), made(at(9)), made(at(10))])
+    lost = at(9, 0) + timedelta(hours=36)  # the 8th has ended, and its grace too
+    assert found(shop, lost - SECOND) == []
+    [missed] = found(shop, lost)
+    assert (missed.kind, missed.about, missed.since) == ("missed", "2025-05-08", lost)
+    fill([local], work, [made(lost, day=date(2025, 5, 8), reason="late")])
+    assert "missed" not in kinds(shop, lost), "allow_late_capture gave it one after all"
+
+
+def test_what_was_to_be_undone_by_a_restore_makes_no_night(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(8)), made(at(9), reason="pre_restore")])
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue"]
+
+
+def test_what_is_dated_in_the_future_hides_nothing(shop: Settings, local: LocalStore, work: Path) -> None:
+    fill([local], work, [made(at(8)), made(at(300))])
+    assert kinds(shop, at(8) + ON_TIME) == []
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue"]
+    [none] = found(shop, at(1))
+    assert none.happened.endswith("dated in the future: a clock is wrong, or was")
+
+
+def test_a_copy_that_is_not_in_the_bucket_after_two_hours_is_told(
+    off_site: Settings, local: LocalStore, work: Path
+) -> None:
+    bucket = S3Store(connect(off_site), off_site)
+    fill([local, bucket], work, [made(at(8))])
+    fill([local], work, [made(at(9))])
+    assert found(off_site, at(9) + TWO) == []
+    [missing] = found(off_site, at(9) + TWO + SECOND)
+    assert missing.happened == f"{made(at(9)).backup}, the latest backup, is not in the bucket"
+    fill([bucket], work, [made(at(9))])
+    assert found(off_site, at(9) + TWO + SECOND) == []
+
+
+# told once, and once more
+
+
+def test_each_is_told_once_and_once_more_when_it_is_well(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    """Overdue, unverified, damaged and out of line: four troubles, and then the ends of all of them."""
+    fill([local], work, [made(at(day)) for day in range(3, 9)])
+    fill([local], work, [made(at(9))], level=None)
+    torn = made(at(10), dump=1, rows=1)
+    fill([local], work, [torn], level=None)
+    local.put_note(torn.id.file("verify.json"), checked(torn, faults=["the rows of t"]))
+    troubled = at(11, 12)
+    for minutes in (0, 5, 10):
+        look(told, troubled + timedelta(minutes=minutes))
+    assert sorted(heard(web)) == [
+        "shop: a backup is DAMAGED",
+        "shop: a backup's SIZE is out of line",
+        "shop: backup OVERDUE",
+        "shop: the latest backup is NOT VERIFIED",
+    ]
+    web.requests.clear()
+    fill([local], work, [made(at(11, 13))])
+    local.put_note(torn.id.file("verify.json"), checked(torn))
+    for minutes in (0, 5, 10):
+        look(told, at(11, 13) + timedelta(minutes=minutes))
+    assert heard(web) == ["shop: RECOVERED"] * 4
+
+
+def test_an_alert_says_what_protects_and_what_to_do_and_no_secret(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    look(told, at(10, 12))
+    [(_, _, body)] = web.requests
+    said = json.loads(body)["message"]
+    assert "the newest good backup of shop is 34 hours old" in said
+    assert f"Still protected by: {made(at(9)).backup}, 34 hours old, in local, read to its end" in said
+    assert "What to do: backup-dag doctor, then backup-dag backup --database shop" in said
+    assert PASSWORD not in str(web.requests) + (told.backup_dir / ".watch.json").read_text()
+
+
+def test_what_is_still_wrong_is_said_with_what_is_well_again(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(8))], level=None)
+    look(told, at(10, 12))
+    fill([local], work, [made(at(10, 13))], level=None)
+    web.requests.clear()
+    look(told, at(10, 13))
+    [(_, _, body)] = web.requests
+    assert json.loads(body)["title"] == "shop: RECOVERED"
+    assert (
+        "this is still to be seen to: no backup of shop from the last 59 hours" in json.loads(body)["message"]
+    )
+
+
+def test_a_mail_is_sent_once_as_well(shop: Settings, local: LocalStore, work: Path) -> None:
+    seven_nights(local, work)
+    box = Mailbox()
+    with mail_server(box) as port:
+        for minute in (0, 5):
+            look(by_mail(shop, port), at(10, 12) + timedelta(minutes=minute))
+    assert [mail["Subject"] for _, mail in box.mails] == ["shop: backup OVERDUE"]
+
+
+def test_a_lost_night_is_told_once_and_is_never_well_again(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    """Not when it is out of sight after a week, nor when a clock that is put back brings it into it."""
+    days = [day for day in range(3, 25) if day != 6]
+    for day in days:
+        fill([local], work, [made(at(day))])
+        look(told, at(day, 13))
+    look(told, at(10, 13))
+    assert heard(web) == ["shop: a night was MISSED"]
+    assert "no backup for 2025-05-06, and none can be made any more" in str(web.requests)
+
+
+def test_a_shop_that_stays_shrunk_is_told_of_once_and_becomes_the_usual(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    for day in range(10, 16):
+        fill([local], work, [made(at(day), dump=10, rows=1)])
+        look(told, at(day, 4))
+    assert heard(web) == ["shop: a backup's SIZE is out of line", "shop: RECOVERED"]
+
+
+def test_damage_that_is_out_of_sight_is_not_well(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    artifact = told.backup_dir / made(at(9)).artifact.name
+    artifact.write_bytes(b"short")
+    for day in range(10, 21):
+        fill([local], work, [made(at(day))])
+        look(told, at(day, 4))
+    assert heard(web) == ["shop: a backup is DAMAGED"]
+
+
+def test_two_looks_at_once_tell_it_once(
+    terminal: Callable[[str], Terminal], web: Web, local: LocalStore, work: Path
+) -> None:
+    """Three processes, begun together, of a shop without a backup."""
+    ours = terminal(f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
+    looking = [ours.start("watch", BACKUP_NOTIFY_URLS=address(web)) for _ in range(3)]
+    ended = [process.communicate(timeout=60) for process in looking]
+    assert [process.returncode for process in looking] == [0, 0, 0], ended
+    assert heard(web) == ["shop: backup OVERDUE"]
+
+
+def test_several_databases_are_each_told_of(
+    told: Settings, web: Web, local: LocalStore, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = two_databases(told, work, monkeypatch)
+    fill([local], work, [made(at(9))])
+    fill([local], work, [made(at(10), name="stock")])
+    look(both, at(10, 12))
+    look(both, at(10, 13))
+    assert heard(web) == ["shop: backup OVERDUE"]
+
+
+def two_databases(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    folder.mkdir(exist_ok=True)
+    config = folder / "backup.toml"
+    config.write_text('[databases.stock]\nurl_env = "STOCK_URL"\n')
+    monkeypatch.setenv("STOCK_URL", f"postgresql://stock:{PASSWORD}@127.0.0.1:1/stock")
+    return settings.model_copy(update={"backup_config": config})
+
+
+def test_a_database_that_is_no_longer_configured_is_not_told_to_be_well(
+    told: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(two_databases(told, work, monkeypatch), at(9))
+    assert heard(web) == ["shop: backup OVERDUE", "stock: backup OVERDUE"]
+    look(told, at(9, 3))
+    assert len(heard(web)) == 2
+
+
+def test_a_clock_that_was_ahead_keeps_no_trouble_from_being_told(
+    off_site: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    """It was seen first in a year that has not come."""
+    seven_nights(local, work)
+    ours = unplugged(off_site)
+    look(ours, at(400))
+    web.requests.clear()
+    look(ours, at(9, 3))
+    look(ours, at(9, 4) + SECOND)
+    assert "backups: a place of backups is OUT OF REACH" in heard(web)
+
+
+# receivers that are down
+
+
+def test_what_nobody_could_be_told_waits_is_seen_waiting_and_arrives(
+    shop: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    nobody = by_urls(shop, f"json://127.0.0.1:{free_port()}/")
+    looked = look(nobody, at(10, 12))
+    assert (looked.told, len(looked.undelivered)) == ([], 1)
+    [said] = waiting(nobody)
+    assert said.startswith("not delivered yet: shop: backup OVERDUE (")
+    assert "Connection refused" in said
+    look(nobody, at(10, 13))
+    assert len(waiting(nobody)) == 1, "it waits once"
+    somebody = by_urls(shop, address(web))
+    look(somebody, at(10, 14))
+    look(somebody, at(10, 15))
+    assert (heard(web), waiting(somebody)) == (["shop: backup OVERDUE"], [])
+
+
+def test_one_that_is_down_keeps_nothing_from_the_others_and_gets_it_later(
+    shop: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    late = Web()
+    late.answers = [500] * 6 + [200]  # three tries at each of two looks
+    try:
+        ours = by_urls(shop, address(late), address(web))
+        look(ours, at(10, 12))
+        fill([local], work, [made(at(10, 13))])
+        look(ours, at(10, 13))
+        assert heard(web) == ["shop: backup OVERDUE", "shop: RECOVERED"]
+        assert len(waiting(ours)) == 2
+        late.requests.clear()
+        look(ours, at(10, 14))
+        look(ours, at(10, 15))
+    finally:
+        late.close()
+    assert heard(late) == ["shop: backup OVERDUE", "shop: RECOVERED"]
+    assert heard(web) == ["shop: backup OVERDUE", "shop: RECOVERED"], "nothing is told twice"
+
+
+def test_what_happened_once_waits_too(shop: Settings, web: Web) -> None:
+    alert = Alert("failed", "shop", "a run failed", at(9))
+    nobody = by_urls(shop, f"json://127.0.0.1:{free_port()}/")
+    [said] = tell(nobody, alert)
+    assert "Connection refused" in said
+    somebody = by_urls(shop, address(web))
+    assert tell(somebody, Alert("failed", "shop", "another one", at(9, 3))) == []
+    assert heard(web) == ["shop: FAILED", "shop: FAILED"]
+    assert waiting(somebody) == []
+
+
+def test_whoever_is_set_to_be_told_later_hears_of_what_is_wrong_then(
+    shop: Settings, web: Web, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [each.kind for each in look(shop, at(9)).concerns] == ["overdue"]
+    assert look(shop, at(9, 3)).told == []
+    assert tell(shop, Alert("failed", "shop", "a run failed", at(9))) == []
+    assert "nobody is set to be told of this: shop: FAILED" in caplog.text
+    look(by_urls(shop, address(web)), at(9, 4))
+    assert heard(web) == ["shop: backup OVERDUE"]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"seen": {"overdue', b"\xff\xfe", b"[]"])
+def test_a_note_that_was_torn_is_begun_anew(
+    told: Settings, web: Web, local: LocalStore, work: Path, left: bytes
+) -> None:
+    """Better told twice than never."""
+    seven_nights(local, work)
+    note = told.backup_dir / ".watch.json"
+    note.write_bytes(left)
+    (told.backup_dir / ".watch.new").write_bytes(b"of one that was killed")
+    look(told, at(10, 12))
+    look(told, at(10, 13))
+    assert heard(web) == ["shop: backup OVERDUE"]
+    assert not (told.backup_dir / ".watch.new").exists()
+
+
+def test_where_nothing_can_be_kept_a_look_tells_nothing_and_a_failure_is_told_all_the_same(
+    told: Settings, web: Web
+) -> None:
+    told.backup_dir.write_text("not a folder")
+    with pytest.raises(DiskError):
+        look(told, at(9))
+    assert web.requests == []
+    said = tell(told, Alert("failed", "shop", "a run failed", at(9)))
+    assert "Not a directory" in " ".join(said) or "File exists" in " ".join(said)
+    assert heard(web) == ["shop: FAILED"]
+
+
+# a bucket that does not answer
+
+
+def test_a_bucket_that_is_away_is_told_after_an_hour_and_once_for_all(
+    off_site: Settings, web: Web, local: LocalStore, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes nothing else look bad: the nights that it alone has, and what was read there."""
+    bucket = S3Store(connect(off_site), off_site)
+    both = two_databases(off_site, work, monkeypatch)
+    for name in ("shop", "stock"):
+        fill([bucket], work, [made(at(day), name=name) for day in range(3, 9)])
+        fill([local], work, [made(at(9), name=name)], level=None)
+        fill([bucket], work, [made(at(9), name=name)])
+    away, seen = unplugged(both), at(9, 4)
+    assert look(both, seen - HOUR).concerns == []
+    assert {each.about for each in look(away, seen).concerns} == {"s3"}
+    look(away, seen + HOUR - SECOND)
+    assert heard(web) == []
+    look(away, seen + HOUR)
+    look(away, seen + 2 * HOUR)
+    assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
+    assert "shop: backup_shop_20250509_020000, 3 hours old, in local, not verified" in str(web.requests)
+    look(both, seen + 3 * HOUR)
+    look(both, seen + 4 * HOUR)
+    assert heard(web)[1:] == ["backups: RECOVERED"]
+
+
+def test_nothing_becomes_well_because_it_cannot_be_looked_at(
+    off_site: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    bucket = S3Store(connect(off_site), off_site)
+    fill([local, bucket], work, [made(at(9))])
+    bucket.put_note(made(at(9)).id.file("verify.json"), checked(made(at(9)), faults=["rows of t"]))
+    look(off_site, at(9, 4.5))
+    assert heard(web) == ["shop: a backup is DAMAGED", "shop: the latest backup is NOT OFF-SITE"]
+    for hour in (5, 6, 7):
+        look(unplugged(off_site), at(9, hour))
+    look(off_site, at(9, 8))
+    assert heard(web)[2:] == ["backups: a place of backups is OUT OF REACH", "backups: RECOVERED"]
+
+
+def test_an_empty_folder_beside_a_bucket_that_is_away_is_no_proof_that_there_is_nothing(
+    off_site: Settings, web: Web
+) -> None:
+    look(unplugged(off_site), at(9))
+    assert heard(web) == []
+    look(unplugged(off_site), at(9) + HOUR)
+    assert heard(web) == ["shop: backup OVERDUE", "backups: a place of backups is OUT OF REACH"]
+
+
+# the heartbeat
+
+
+@pytest.fixture
+def beating(off_site: Settings, web: Web) -> Settings:
+    return off_site.model_copy(
+        update={"backup_heartbeat_url": SecretStr(f"http://127.0.0.1:{web.port}/beat")}
+    )
+
+
+def beats(web: Web) -> list[str]:
+    return [path for path, _, _ in web.requests]
+
+
+def test_the_heart_beats_only_where_the_latest_is_young_off_site_and_was_read_to_its_end(
+    beating: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    bucket = S3Store(connect(beating), beating)
+    assert beat(beating, at(9)) == [], "there is none"
+    fill([local], work, [made(at(9))])
+    assert beat(beating, at(9, 4)) == [], "it is not off-site"
+    fill([bucket], work, [made(at(9))], level="checksum")
+    assert beat(beating, at(9, 4)) == [], "its rows were not read"
+    fill([bucket], work, [made(at(9))])
+    assert beat(beating, at(9) + ON_TIME) == ["shop"]
+    assert beat(beating, at(9) + ON_TIME + SECOND) == [], "it is old"
+    fill([local], work, [made(at(10))])
+    assert beat(beating, at(10, 3)) == [], "a newer one is not off-site"
+    assert beat(unplugged(beating), at(9, 4)) == [], "nobody can say"
+    assert beats(web) == ["/beat"]
+
+
+def test_one_address_for_all_needs_all_and_one_for_each_does_not(
+    beating: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, bucket = two_databases(beating, work, monkeypatch), S3Store(connect(beating), beating)
+    fill([bucket], work, [made(at(9), name="stock")])
+    assert beat(both, at(9, 4)) == []
+    each = both.model_copy(
+        update={"backup_heartbeat_url": SecretStr(f"http://127.0.0.1:{web.port}/{{database}}")}
+    )
+    assert beat(each, at(9, 4)) == ["stock"]
+    fill([bucket], work, [made(at(9))])
+    assert beat(both, at(9, 4)) == ["shop", "stock"]
+    web.answers = [404, 200]
+    with pytest.raises(DeliveryFailed, match="the heartbeat of shop did not reach"):
+        beat(each, at(9, 4))
+    assert beats(web) == ["/stock", "/beat", "/shop", "/stock"], "one that fails keeps no other from it"
+
+
+# from a terminal
+
+
+@pytest.fixture
+def run(here: Here, terminal: Callable[[str], Terminal]) -> Callable[..., tuple[int, str, str]]:
+    def watch(*words: str, **changed: str) -> tuple[int, str, str]:
+        ours = terminal(f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
+        ended = here(ours, "watch", *words, **changed)
+        assert PASSWORD not in ended.stdout + ended.stderr
+        return ended.returncode, ended.stdout, ended.stderr
+
+    return watch
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_watch_shows_what_is_wrong_and_ends_well_where_everyone_was_told(
+    run: Run, web: Web, local: LocalStore, work: Path
+) -> None:
+    code, out, err = run(BACKUP_NOTIFY_URLS=address(web))
+    assert code == 0
+    assert "overdue" in out
+    assert "there is no good backup of shop" in out
+    assert "→ backup-dag doctor, then backup-dag backup" in out
+    assert "told: shop: backup OVERDUE" in err
+    now = datetime.now(at(1).tzinfo)
+    fill([local], work, [made(now - HOUR)])
+    code, out, err = run(BACKUP_NOTIFY_URLS=address(web))
+    assert (code, out) == (0, "all is well\n")
+    assert "told: shop: RECOVERED" in err
+
+
+def test_watch_as_a_document_and_its_exit_code_where_nobody_is_reached(run: Run) -> None:
+    code, out, err = run("--json", BACKUP_NOTIFY_URLS=f"json://127.0.0.1:{free_port()}/")
+    document = json.loads(out)
+    assert code == 1
+    [concern] = document["concerns"]
+    assert (concern["kind"], concern["database"]) == ("overdue", "shop")
+    assert document["told"] == []
+    assert "Connection refused" in document["undelivered"][0]
+    assert "the next look tries again" in err
+    code, out, _ = run("--json")
+    assert (code, json.loads(out)["told"]) == (0, [])
+
+
+def test_a_digest_goes_out_whether_or_not_all_is_well(
+    run: Run, web: Web, local: LocalStore, work: Path
+) -> None:
+    code, out, _ = run("--digest", BACKUP_NOTIFY_URLS=address(web))
+    assert code == 0
+    assert "one thing is wrong" in out
+    assert "! there is no good backup of shop" in out
+    fill([local], work, [made(datetime.now(at(1).tzinfo) - HOUR)])
+    code, out, _ = run("--digest", "--json", BACKUP_NOTIFY_URLS=address(web))
+    assert code == 0
+    assert json.loads(out)["digest"].startswith("all is well")
+    assert heard(web) == ["backups: summary"] * 2
+    code, _, err = run("--digest", BACKUP_NOTIFY_URLS=f"json://127.0.0.1:{free_port()}/")
+    assert code == 1
+    assert "Connection refused" in err
+
+
+def test_a_verification_from_the_terminal_sends_the_heartbeat_and_fails_for_none(
+    here: Here,
+    terminal: Callable[[str], Terminal],
+    sample: str,
+    bucket: str,
+    s3: S3Server,
+    web: Web,
+) -> None:
+    ours = terminal(sample)
+    ours.environment |= {**s3.environment(), "AWS_S3_BUCKET": bucket}
+    url = f"http://127.0.0.1:{web.port}/{{database}}"
+    assert here(ours, "backup").returncode == 0
+    local_only = here(ours, "verify", "--store", "local", BACKUP_HEARTBEAT_URL=url)
+    assert (local_only.returncode, web.requests) == (0, [])
+    ended = here(ours, "verify", BACKUP_HEARTBEAT_URL=url)
+    assert ended.returncode == 0
+    assert "sample is well off-site: the heartbeat was sent" in ended.stderr
+    assert beats(web) == ["/sample"]
+    web.answers = [404]
+    for bad in (url, "ftp://nowhere"):
+        ended = here(ours, "verify", "--level", "checksum", BACKUP_HEARTBEAT_URL=bad)
+        assert ended.returncode == 0
+        assert "warning: " in ended.stderr
+
+
+# a backup that shrinks to nothing, and is valid
+
+
+def test_a_backup_that_shrank_to_nothing_is_told_and_removes_nothing(
+    told: Settings, web: Web, local: LocalStore, work: Path
+) -> None:
+    keep = {f"backup_keep_{each}": 0 for each in ("daily", "weekly", "monthly")}
+    few = {**keep, "backup_retention_days": 1, "backup_cleanup_most_percent": 100}
+    ours = told.model_copy(update=few)
+    seven_nights(local, work)
+    fill([local], work, [made(at(10), dump=10, rows=0)])
+    before = ids(local)
+    look(ours, at(10, 4))
+    assert heard(web) == ["shop: a backup's SIZE is out of line"]
+    report = clean_up(ours, [local], ["shop"], Leave(dry_run=False), now=at(10, 4))
+    assert ids(local) == before
+    assert "out of line" in str(report.errors[0])
+    fill([local], work, [made(at(11))])
+    clean_up(ours, [local], ["shop"], Leave(dry_run=False), now=at(11, 4))
+    assert len(before - ids(local)) > 1, "a night that is as usual lets the old ones go"
