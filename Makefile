@@ -28,6 +28,8 @@ ui: setup  ## Dagster's web pages on 127.0.0.1: your .env's databases, or the de
 	@exec $(BIN)/python -m demo.ui
 
 clean-demo:  ## Remove everything the demo made.
+	@[ ! -e .demo/running ] || flock --nonblock .demo/running true \
+	  || { echo "The demo's servers are running: end make ui first." >&2; exit 1; }
 	rm -rf .demo
 
 test: check  ## Lint, types, rooms and all tests, set-up included. What CI runs.

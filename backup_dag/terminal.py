@@ -5,6 +5,7 @@ lines otherwise.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ def show(text: str = "") -> None:
     global unwritten
     try:
         click.echo(_printable(text))
+    except BrokenPipeError:  # whoever reads has read enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         unwritten = unwritten or error.strerror or str(error)
 

@@ -56,7 +56,8 @@ That took {seconds:.0f} s. What it made:
   s3://{world.BUCKET}/             the same in the bucket (its server's data is in .demo/s3)
   .demo/key                      the passphrase; a real one belongs on paper, away from this machine
 
-  make ui                        see the lineage and its history, with the same servers running
+  make ui                        the same servers again, and the lineage with its history in Dagster;
+                                 while it runs, source .demo/env gives a terminal backup-dag and psql
   make demo                      again: another backup, beside the first
   make clean-demo                remove it all
 """

@@ -61,6 +61,8 @@ def main() -> int:
         daemon = ["dagster-daemon", "run", "--workspace", WORKSPACE]  # which two at a time would spoil
         servers.append(stack.enter_context(child(daemon, environment, home, logs / "daemon.log")))
         print(f"\nDagster is at {url}   (Ctrl-C ends it; logs in {logs})", flush=True)
+        if home == world.HOME:
+            print("In another terminal, for backup-dag and psql:  source .demo/env", flush=True)
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
         raise SystemExit(f"a server ended by itself; see {logs}/webserver.log and daemon.log")

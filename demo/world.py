@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,18 +22,48 @@ HOME = ROOT / ".demo"
 BACKUPS = HOME / "backups"
 DAGSTER = HOME / "dagster"
 DATABASE, BUCKET = "shop", "shop-backups"
+_ENV = HOME / "env"
+_OURS = ("AWS_", "BACKUP_", "DATABASE_URL", "PG_BIN_DIR", "DAGSTER_HOME")
 
 
 @contextmanager
 def running() -> Iterator[dict[str, str]]:
     """Both servers for the length of the block; the environment in which backup-dag finds them."""
     HOME.mkdir(exist_ok=True)
-    with Postgres(HOME / "postgres") as postgres, S3Server(HOME / "s3") as s3:
+    with _alone(), Postgres(HOME / "postgres") as postgres, S3Server(HOME / "s3") as s3:
         if not _exists(postgres):
             print(f"Loading the sample database {DATABASE!r} …", flush=True)
             _load(postgres)
             s3.create_bucket(BUCKET)
-        yield _environment(postgres, s3)
+        environment = _environment(postgres, s3)
+        with _for_a_terminal(environment, postgres):
+            yield environment
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One world at a time; `make clean-demo` looks at the same lock."""
+    with (HOME / "running").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit("the demo runs already: end make ui or make demo first") from None
+        yield
+
+
+@contextmanager
+def _for_a_terminal(environment: Mapping[str, str], postgres: Postgres) -> Iterator[None]:
+    """While the servers run, a file that tells a shell where they are: `source .demo/env`."""
+    ours = {k: v for k, v in environment.items() if k.startswith(_OURS)}
+    path = f"{Path(sys.executable).parent}:{postgres.bin_dir}"
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())]
+    _ENV.unlink(missing_ok=True)
+    _ENV.touch(mode=0o600)
+    _ENV.write_text("\n".join([*lines, f'export PATH="{path}:$PATH"', ""]))
+    try:
+        yield
+    finally:
+        _ENV.unlink(missing_ok=True)
 
 
 def _exists(postgres: Postgres) -> bool:
