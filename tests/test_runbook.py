@@ -88,6 +88,10 @@ def test_day_two_someone_deleted_rows(operator: Operator, shop: str) -> None:
     assert "100" in operator.does("day two: compare, and copy back")
     assert asked(shop, SUM) == good
     assert asked(shop, "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'restored_%'") == [(0,)]
+    run_sql(shop, "DROP TABLE orders")
+    operator.does("day two: a table that was dropped")
+    assert asked(shop, SUM) == good
+    assert asked(shop, "SELECT contype FROM pg_constraint WHERE conrelid = 'orders'::regclass AND contype = 'p'")
     assert operator.left_out("day two") == set()
 
 
