@@ -38,7 +38,7 @@ from backup_dag.core import delivery
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import configured
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.manifest import BackupId, Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
@@ -53,6 +53,7 @@ from backup_dag.defs.watching import bad_news, latest_backup
 from demo.servers import S3Server, free_port
 from tests.cleaning import ids
 from tests.conftest import KEY, Terminal
+from tests.gate import Gate
 from tests.nights import PASSWORD, at, fill, made, of_shop
 from tests.test_alerts import Web, by_urls, web
 from tests.test_dagster import STAGES, backed, days_ago, run, today
@@ -695,3 +696,30 @@ def test_a_bucket_that_is_away_makes_nothing_be_passed_over(
         away.tick()
     adopting(off_site, instance, at(10)).tick()
     assert history(instance, "s3_copy") == in_the_catalog([made(at(9))])
+
+
+def test_a_bucket_that_goes_away_in_the_middle_makes_nothing_be_passed_over(
+    off_site: Settings,
+    s3: S3Server,
+    instance: DagsterInstance,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has been listed, and does not say any more what lies there."""
+    fill(open_stores(off_site), work, [made(at(9))])
+    load = backup_dag.defs.adopting._Once.load
+    with Gate(s3.port, 1 << 40) as gate, monkeypatch.context() as patched:
+
+        def once_it_is_gone(catalog: Any, backup: BackupId) -> Any:
+            gate.close()
+            return load(catalog, backup)
+
+        patched.setattr(backup_dag.defs.adopting._Once, "load", once_it_is_gone)
+        behind = {"aws_endpoint_url_s3": f"http://127.0.0.1:{gate.port}"}
+        cut_off = adopting(off_site.model_copy(update=behind), instance, at(10))
+        cut_off.tick()
+    assert history(instance, "checksum") == history(instance, "s3_copy") == {}
+    again = adopting(off_site, instance, at(10))
+    again.cursor = cut_off.cursor
+    again.tick()
+    assert history(instance, "s3_copy") == history(instance, "checksum") == in_the_catalog([made(at(9))])
