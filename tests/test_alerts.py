@@ -22,8 +22,6 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from apprise import NotifyBase
 from pydantic import SecretStr
 
-from backup_dag.core import alerts, delivery
-from backup_dag.core.alerts import Alert, deliver, heartbeat, protection
 from backup_dag.core.audit import entries
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.errors import ConfigurationError, DeliveryFailed
@@ -31,6 +29,8 @@ from backup_dag.core.manifest import Check, Level
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.verify import record
+from backup_dag.core.watching import alerts, delivery
+from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protection
 from demo.servers import free_port
 from tests.conftest import KEY, Here, Terminal
 from tests.core.made import NOON, lay_out, manifest

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from backup_dag.core.cleaned import Report
-from backup_dag.core.cleanup import Leave, clean_up
 from backup_dag.core.errors import BackupDagError, GuardRefused, StoreError, StoreUnreachable
 from backup_dag.core.holds import held
+from backup_dag.core.keeping.cleaned import Report
+from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Listed, Store, Upload
@@ -665,7 +665,7 @@ KILLED = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from backup_dag.core.cleanup import Leave, clean_up
+from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 

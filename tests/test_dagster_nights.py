@@ -34,7 +34,6 @@ from dagster._utils.schedules import schedule_execution_time_iterator  # what th
 from pydantic import SecretStr
 
 import backup_dag.defs.adopting
-from backup_dag.core import delivery
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import configured
@@ -42,6 +41,7 @@ from backup_dag.core.manifest import BackupId, Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
+from backup_dag.core.watching import delivery
 from backup_dag.defs import assets
 from backup_dag.defs.adopting import adopt_backups
 from backup_dag.defs.assets import MISSED

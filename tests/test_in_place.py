@@ -237,7 +237,7 @@ def test_another_encoding_of_the_target_is_no_other_content(
 
 def test_psql_knows_what_was_dropped(postgres: Postgres) -> None:
     """The list of what a database may hold: every catalog with an owner or a namespace is on it."""
-    from backup_dag.core.emptying import emptying
+    from backup_dag.core.restoring.emptying import emptying
 
     known = {
         row[0]

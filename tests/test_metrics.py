@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from backup_dag.core import metrics
 from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Backup, Catalog
 from backup_dag.core.errors import DiskError
@@ -19,6 +18,7 @@ from backup_dag.core.manifest import BackupId, Check, Level, Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.verify import record
+from backup_dag.core.watching import metrics
 from demo.servers import S3Server
 from tests.conftest import Here, Terminal
 from tests.core.made import ARTIFACT, ROLES, lay_out, manifest

@@ -17,8 +17,8 @@ from pydantic import SecretStr
 
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.plan import Wish
-from backup_dag.core.restore import Restoration
+from backup_dag.core.restoring.plan import Wish
+from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.settings import Settings
 from demo.servers import Postgres
 from tests.conftest import Here, Terminal, asked, make_database, name_of, run_sql

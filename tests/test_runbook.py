@@ -91,7 +91,9 @@ def test_day_two_someone_deleted_rows(operator: Operator, shop: str) -> None:
     run_sql(shop, "DROP TABLE orders")
     operator.does("day two: a table that was dropped")
     assert asked(shop, SUM) == good
-    assert asked(shop, "SELECT contype FROM pg_constraint WHERE conrelid = 'orders'::regclass AND contype = 'p'")
+    assert asked(
+        shop, "SELECT contype FROM pg_constraint WHERE conrelid = 'orders'::regclass AND contype = 'p'"
+    )
     assert operator.left_out("day two") == set()
 
 

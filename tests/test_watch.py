@@ -10,16 +10,16 @@ import pytest
 from apprise import NotifyBase
 from pydantic import SecretStr
 
-from backup_dag.core import alerts, delivery
-from backup_dag.core.alerts import Alert
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.cleanup import Leave, clean_up
-from backup_dag.core.concerns import Concern, concerns
 from backup_dag.core.errors import DeliveryFailed, DiskError
+from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
-from backup_dag.core.watch import beat, look, tell, waiting
+from backup_dag.core.watching import alerts, delivery
+from backup_dag.core.watching.alerts import Alert
+from backup_dag.core.watching.concerns import Concern, concerns
+from backup_dag.core.watching.watch import beat, look, tell, waiting
 from demo.servers import S3Server, free_port
 from tests.cleaning import checked, ids
 from tests.conftest import Here, Terminal

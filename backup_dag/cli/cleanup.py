@@ -5,10 +5,10 @@ import click
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database
 from backup_dag.core.catalog import open_stores
-from backup_dag.core.cleaned import Report
-from backup_dag.core.cleanup import Leave, clean_up
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.in_words import size
+from backup_dag.core.keeping.cleaned import Report
+from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import load
 
 

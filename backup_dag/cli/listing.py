@@ -13,7 +13,7 @@ from backup_dag.core.in_words import size
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import today
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.strip import DAYS, LEGEND, strip
+from backup_dag.core.watching.strip import DAYS, LEGEND, strip
 
 
 @cli.command("list", epilog=EPILOG)

@@ -21,7 +21,7 @@ def metrics(output: Path | None, as_json: bool) -> None:
     """Print numbers for Prometheus: age and size of the newest backups, counts, durations, failures."""
     from prometheus_client import generate_latest
 
-    from backup_dag.core.metrics import registry, write
+    from backup_dag.core.watching.metrics import registry, write
 
     made = registry(load())
     if output is not None:

@@ -13,13 +13,13 @@ from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database
 from backup_dag.core.address import Address
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.in_words import length
-from backup_dag.core.obstacles import Mode
-from backup_dag.core.plan import RestorePlan, Wish, moment
-from backup_dag.core.restore import Report, Restoration
-from backup_dag.core.rollback import drop_kept, kept, roll_back, target_address
+from backup_dag.core.restoring.obstacles import Mode
+from backup_dag.core.restoring.plan import RestorePlan, Wish, moment
+from backup_dag.core.restoring.restore import Report, Restoration
+from backup_dag.core.restoring.rollback import drop_kept, kept, roll_back, target_address
+from backup_dag.core.restoring.tables import TablesBack, bring_back
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.stream import Observer
-from backup_dag.core.tables import TablesBack, bring_back
 
 
 @cli.command(epilog=EPILOG)

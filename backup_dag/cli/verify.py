@@ -17,7 +17,7 @@ from backup_dag.core.in_words import size
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.verify import examine, record
-from backup_dag.core.watch import beat
+from backup_dag.core.watching.watch import beat
 
 
 @cli.command(epilog=EPILOG)

@@ -6,10 +6,10 @@ import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli
-from backup_dag.core.alerts import deliver
 from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.settings import load
-from backup_dag.core.watch import Looked, digest, look
+from backup_dag.core.watching.alerts import deliver
+from backup_dag.core.watching.watch import Looked, digest, look
 
 
 @cli.command(epilog=EPILOG)

@@ -17,12 +17,10 @@ from typing import Literal
 from dotenv import dotenv_values
 
 from backup_dag.core import process
-from backup_dag.core.alerts import Alert, deliver_each, heartbeat_host
 from backup_dag.core.audit import entries, log_file
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.clients import find_clients
 from backup_dag.core.databases import Database, configured
-from backup_dag.core.delivery import receivers
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -35,9 +33,11 @@ from backup_dag.core.gpg import gpg_at
 from backup_dag.core.key import encryption_key
 from backup_dag.core.postgres import Session, connected
 from backup_dag.core.privileges import hidden_by_row_security, not_readable
+from backup_dag.core.restoring.target import target_at
 from backup_dag.core.settings import Settings, environment_value, load
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.target import target_at
+from backup_dag.core.watching.alerts import Alert, deliver_each, heartbeat_host
+from backup_dag.core.watching.delivery import receivers
 from backup_dag.core.work import work_directory
 
 _ENOUGH_BITS = 80

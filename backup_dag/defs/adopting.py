@@ -24,7 +24,7 @@ from backup_dag.core.databases import Database
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
-from backup_dag.core.usual import nights_before
+from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata, runs
 from backup_dag.defs.assets import said_of
 from backup_dag.defs.missed import sensor_status

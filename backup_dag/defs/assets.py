@@ -38,7 +38,7 @@ from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, client_from
-from backup_dag.core.usual import nights_before
+from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata
 from backup_dag.defs.words import in_dagsters_words, progress
 

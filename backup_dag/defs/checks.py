@@ -20,15 +20,15 @@ from dagster import (
     asset_check,
 )
 
-from backup_dag.core import watch
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import Check, Manifest
 from backup_dag.core.nights import SLACK, night
 from backup_dag.core.settings import Settings
-from backup_dag.core.usual import changes, gap
 from backup_dag.core.verify import check_day, verify_latest
+from backup_dag.core.watching import watch
+from backup_dag.core.watching.usual import changes, gap
 from backup_dag.defs.words import in_dagsters_words, progress
 
 SIZE, ROWS, WINDOW, RPO = "size_as_usual", "rows_as_usual", "in_the_nights_window", "rpo_met"

@@ -26,10 +26,10 @@ from dagster import (
 from pydantic import Field
 
 from backup_dag.core.catalog import open_stores
-from backup_dag.core.cleaned import Report
-from backup_dag.core.cleanup import Leave, clean_up
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import GuardRefused
+from backup_dag.core.keeping.cleaned import Report
+from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.defs.checks import CONTENT
 from backup_dag.defs.jobs import AssetJob

@@ -18,9 +18,9 @@ from dagster import (
 )
 
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.concerns import missed_nights
 from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
+from backup_dag.core.watching.concerns import missed_nights
 from backup_dag.defs import runs
 from backup_dag.defs.assets import MISSED
 from backup_dag.defs.jobs import AssetJob, backup_job_name

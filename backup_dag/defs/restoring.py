@@ -27,8 +27,8 @@ from dagster import (
 )
 from pydantic import Field
 
-from backup_dag.core.plan import RestorePlan, Wish, moment
-from backup_dag.core.restore import Restoration
+from backup_dag.core.restoring.plan import RestorePlan, Wish, moment
+from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.settings import Settings
 from backup_dag.defs.words import in_dagsters_words, progress
 

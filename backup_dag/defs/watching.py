@@ -34,11 +34,11 @@ from dagster import (
     sensor,
 )
 
-from backup_dag.core import watch
-from backup_dag.core.alerts import Alert, deliver, protection
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import Database
 from backup_dag.core.settings import Settings
+from backup_dag.core.watching import watch
+from backup_dag.core.watching.alerts import Alert, deliver, protection
 from backup_dag.defs.checks import ALERTS, Verdict
 from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.runs import database_of

@@ -14,14 +14,15 @@ import pytest
 from pydantic import SecretStr
 
 from backup_dag import __version__
-from backup_dag.core import audit, history, journal
+from backup_dag.core import audit, journal
 from backup_dag.core.audit import acting_for, audited, entries, log_file, send, send_if_possible
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import DiskError, GuardRefused, StoreError
-from backup_dag.core.plan import Wish
-from backup_dag.core.restore import Restoration
+from backup_dag.core.restoring import history
+from backup_dag.core.restoring.plan import Wish
+from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from demo.servers import S3Server

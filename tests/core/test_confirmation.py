@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_dag.core.confirmation import MINUTES, check_code, code_for
 from backup_dag.core.errors import DiskError, GuardRefused
+from backup_dag.core.restoring.confirmation import MINUTES, check_code, code_for
 
 
 def test_a_code_holds_for_what_it_was_made_for(tmp_path: Path) -> None:
@@ -20,9 +20,9 @@ def test_a_code_holds_for_what_it_was_made_for(tmp_path: Path) -> None:
 
 def test_a_code_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, now = code_for(tmp_path, what="a", state="b"), time.time()
-    monkeypatch.setattr("backup_dag.core.confirmation.time.time", lambda: now + (MINUTES - 2) * 60)
+    monkeypatch.setattr("backup_dag.core.restoring.confirmation.time.time", lambda: now + (MINUTES - 2) * 60)
     check_code(tmp_path, code, what="a", state="b")
-    monkeypatch.setattr("backup_dag.core.confirmation.time.time", lambda: now + (MINUTES + 2) * 60)
+    monkeypatch.setattr("backup_dag.core.restoring.confirmation.time.time", lambda: now + (MINUTES + 2) * 60)
     with pytest.raises(GuardRefused, match="older than"):
         check_code(tmp_path, code, what="a", state="b")
 

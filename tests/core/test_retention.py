@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
+from backup_dag.core.keeping.retention import Candidate, Policy, Verdict, decide
 from backup_dag.core.manifest import ASIDE, BackupId, Reason
-from backup_dag.core.retention import Candidate, Policy, Verdict, decide
 from backup_dag.core.settings import Settings
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -8,7 +8,7 @@ import pytest
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.manifest import Level, Manifest
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.strip import FAILED, LATE, NONE, PROVEN, UNPROVEN, strip
+from backup_dag.core.watching.strip import FAILED, LATE, NONE, PROVEN, UNPROVEN, strip
 from tests.cleaning import checked
 from tests.nights import at, fill, made
 

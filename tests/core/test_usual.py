@@ -8,7 +8,7 @@ from backup_dag.core.catalog import Backup, Catalog
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.usual import changes, gap, nights_before
+from backup_dag.core.watching.usual import changes, gap, nights_before
 from tests.nights import at, fill, made
 
 

@@ -10,25 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from backup_dag.core.emptying import (
+from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
+from backup_dag.core.postgres import connected
+from backup_dag.core.reading import Source
+from backup_dag.core.restoring.emptying import (
     LARGE_OBJECT_WRITES,
     emptying,
     locking,
     not_locked,
     what_is_left,
 )
-from backup_dag.core.errors import DatabaseError, GuardRefused, IntegrityError
-from backup_dag.core.eviction import sessions_ended
-from backup_dag.core.loading import fitting, load_text, loading_clients, loading_parameters
-from backup_dag.core.postgres import connected
-from backup_dag.core.proof import Proof, Schema, schema_faults
-from backup_dag.core.reading import Source
+from backup_dag.core.restoring.eviction import sessions_ended
+from backup_dag.core.restoring.loading import fitting, load_text, loading_clients, loading_parameters
+from backup_dag.core.restoring.proof import Proof, Schema, schema_faults
+from backup_dag.core.restoring.target import Target
+from backup_dag.core.restoring.way import Done, Stopwatch
+from backup_dag.core.restoring.within import LargeObjectsRead, prove_within
 from backup_dag.core.stages.dump import conversing
 from backup_dag.core.stages.fingerprint import Fingerprint
 from backup_dag.core.stream import Observer, Writer
-from backup_dag.core.target import Target
-from backup_dag.core.way import Done, Stopwatch
-from backup_dag.core.within import LargeObjectsRead, prove_within
 
 
 class InPlace:

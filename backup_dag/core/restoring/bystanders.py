@@ -3,7 +3,7 @@
 from typing import Any
 
 from backup_dag.core.postgres import connected, literal
-from backup_dag.core.target import Target
+from backup_dag.core.restoring.target import Target
 
 
 def sessions(target: Target) -> dict[str, int]:

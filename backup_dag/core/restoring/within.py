@@ -11,8 +11,8 @@ from collections import defaultdict
 
 from backup_dag.core.manifest import Content
 from backup_dag.core.postgres import AS_PG_DUMP_READS
-from backup_dag.core.proof import Proof, with_other_rows
 from backup_dag.core.reading import Source
+from backup_dag.core.restoring.proof import Proof, with_other_rows
 from backup_dag.core.stages.dump import Conversation
 from backup_dag.core.stream import Meter, Observer
 

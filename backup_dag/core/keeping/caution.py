@@ -10,7 +10,7 @@ from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
-from backup_dag.core.usual import changes
+from backup_dag.core.watching.usual import changes
 
 _FEW = 2  # so many may always go: a night's own, and one that was late
 _CLOCKS_APART = timedelta(hours=1)

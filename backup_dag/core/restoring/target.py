@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 
 from backup_dag.core.address import Address
 from backup_dag.core.errors import DatabaseError, DatabaseUnreachable, GuardRefused
-from backup_dag.core.eviction import sessions_ended
 from backup_dag.core.manifest import DatabaseFacts
-from backup_dag.core.marks import Made, Role, marked
 from backup_dag.core.postgres import Session, connected, literal, quoted
+from backup_dag.core.restoring.eviction import sessions_ended
+from backup_dag.core.restoring.marks import Made, Role, marked
 
 _MAINTENANCE = ("postgres", "template1")
 _LOCK = 0x72657374  # beside a hash of the database's name

@@ -9,12 +9,12 @@ from contextlib import suppress
 from datetime import datetime
 
 from backup_dag.core.catalog import Backup, Catalog, Copy
-from backup_dag.core.cleaned import Cleaned, Judged
 from backup_dag.core.errors import BackupNotFound, StoreError
 from backup_dag.core.holds import is_held
-from backup_dag.core.leftovers import Files, dead_uploads, files_of, orphans
+from backup_dag.core.keeping.cleaned import Cleaned, Judged
+from backup_dag.core.keeping.leftovers import Files, dead_uploads, files_of, orphans
+from backup_dag.core.keeping.retention import Candidate, Policy, Verdict, decide
 from backup_dag.core.manifest import BackupId
-from backup_dag.core.retention import Candidate, Policy, Verdict, decide
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import FOREVER, Store
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
-from backup_dag.core.alerts import Alert, deliver
-from backup_dag.core.delivery import receivers
 from backup_dag.core.errors import DeliveryFailed, DiskError
 from backup_dag.core.settings import Settings
+from backup_dag.core.watching.alerts import Alert, deliver
+from backup_dag.core.watching.delivery import receivers
 from backup_dag.core.work import disk_error, new_file, one_at_a_time
 
 _STATE = ".watch.json"

@@ -26,10 +26,10 @@ from backup_dag import __version__
 from backup_dag.core import journal
 from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Backup, Catalog
-from backup_dag.core.delivery import SECONDS_IN_ALL, Call, Message, Outcome, receivers, tell
 from backup_dag.core.errors import BackupDagError, ConfigurationError, DeliveryFailed
 from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings
+from backup_dag.core.watching.delivery import SECONDS_IN_ALL, Call, Message, Outcome, receivers, tell
 
 Kind = Literal[
     "failed",

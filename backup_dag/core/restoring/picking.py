@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from typing import Self
 
 from backup_dag.core.address import Address
-from backup_dag.core.asked import Asked
 from backup_dag.core.clients import Clients
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.postgres import connected, literal
-from backup_dag.core.proof import Rows, rows_of
+from backup_dag.core.restoring.asked import Asked
+from backup_dag.core.restoring.proof import Rows, rows_of
 from backup_dag.core.stages.dump import loading
 from backup_dag.core.stream import Writer
 

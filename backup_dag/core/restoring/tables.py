@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from backup_dag.core.asked import Asked, resolved
 from backup_dag.core.audit import audited
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import GuardRefused, IntegrityError
-from backup_dag.core.loading import loading_clients, loading_parameters
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.picking import Picking
 from backup_dag.core.postgres import Session, connected, literal, quoted
 from backup_dag.core.reading import Source
-from backup_dag.core.restore import Restoration
+from backup_dag.core.restoring.asked import Asked, resolved
+from backup_dag.core.restoring.loading import loading_clients, loading_parameters
+from backup_dag.core.restoring.picking import Picking
+from backup_dag.core.restoring.restore import Restoration
+from backup_dag.core.restoring.target import Target
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.dump import dumping, loading
 from backup_dag.core.stages.fingerprint import Fingerprint
-from backup_dag.core.target import Target
 
 
 @dataclass(frozen=True)

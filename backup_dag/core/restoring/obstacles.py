@@ -7,18 +7,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from backup_dag.core.bystanders import holding_on, in_the_way_in_place, rights
 from backup_dag.core.clients import Clients
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import ConfigurationError, DatabaseError
 from backup_dag.core.in_words import size
-from backup_dag.core.loading import loading_clients
 from backup_dag.core.manifest import DatabaseFacts, Manifest, major
 from backup_dag.core.options import leaving_out
 from backup_dag.core.postgres import connected
-from backup_dag.core.roles import Roles
+from backup_dag.core.restoring.bystanders import holding_on, in_the_way_in_place, rights
+from backup_dag.core.restoring.loading import loading_clients
+from backup_dag.core.restoring.roles import Roles
+from backup_dag.core.restoring.target import Standing, Target
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Standing, Target
 
 _MOST_NAMED = 10
 _SINCE_TIMEOUTS = 17  # whose pg_dump writes SET transaction_timeout

@@ -11,19 +11,19 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
-from backup_dag.core import history
 from backup_dag.core.address import Address
-from backup_dag.core.bystanders import sessions
 from backup_dag.core.catalog import Backup, Copy
-from backup_dag.core.confirmation import MINUTES, code_for
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.errors import ConfigurationError, DiskError, GuardRefused
 from backup_dag.core.in_words import length, size
 from backup_dag.core.manifest import Check, Manifest
-from backup_dag.core.obstacles import Found, Mode, fitting_clients, obstacles
-from backup_dag.core.roles import Roles
+from backup_dag.core.restoring import history
+from backup_dag.core.restoring.bystanders import sessions
+from backup_dag.core.restoring.confirmation import MINUTES, code_for
+from backup_dag.core.restoring.obstacles import Found, Mode, fitting_clients, obstacles
+from backup_dag.core.restoring.roles import Roles
+from backup_dag.core.restoring.target import LONGEST_NAME, Standing, Target
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import LONGEST_NAME, Standing, Target
 
 _LOAD, _PROVE, _ANALYZE = 40e6, 120e6, 400e6  # bytes of dump a second, where nothing was measured yet
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from backup_dag.core.alerts import Alert, deliver, heartbeat, protection
 from backup_dag.core.catalog import Backup, Catalog, open_stores
-from backup_dag.core.concerns import Concern, concerns, out_of_reach
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.errors import BackupDagError, DeliveryFailed, DiskError
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import SLACK
 from backup_dag.core.settings import Settings
-from backup_dag.core.telling import Book, Seen, Sent, opened, waiting
+from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protection
+from backup_dag.core.watching.concerns import Concern, concerns, out_of_reach
+from backup_dag.core.watching.telling import Book, Seen, Sent, opened, waiting
 
 __all__ = ["Looked", "beat", "digest", "look", "tell", "waiting"]
 

@@ -7,16 +7,16 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from backup_dag.core.errors import BackupDagError, DatabaseUnreachable
-from backup_dag.core.loading import load, loading_clients
 from backup_dag.core.manifest import Setting
-from backup_dag.core.marks import Made
 from backup_dag.core.postgres import connected, quoted
-from backup_dag.core.proof import Proof, prove
 from backup_dag.core.reading import Source
-from backup_dag.core.roles import Roles, give_properties
+from backup_dag.core.restoring.loading import load, loading_clients
+from backup_dag.core.restoring.marks import Made
+from backup_dag.core.restoring.proof import Proof, prove
+from backup_dag.core.restoring.roles import Roles, give_properties
+from backup_dag.core.restoring.target import Target
+from backup_dag.core.restoring.way import Done, Stopwatch
 from backup_dag.core.stream import Observer
-from backup_dag.core.target import Target
-from backup_dag.core.way import Done, Stopwatch
 
 
 class Beside:

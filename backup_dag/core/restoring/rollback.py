@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 
 from backup_dag.core.address import Address
 from backup_dag.core.audit import audited
-from backup_dag.core.bystanders import holding_on, sessions
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import GuardRefused
-from backup_dag.core.marks import Made
+from backup_dag.core.restoring.bystanders import holding_on, sessions
+from backup_dag.core.restoring.marks import Made
+from backup_dag.core.restoring.target import Target, target_at
 from backup_dag.core.settings import Settings
-from backup_dag.core.target import Target, target_at
 
 
 def target_address(settings: Settings, database: str | None, target_database: str | None) -> Address:

@@ -13,12 +13,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from backup_dag.core import history
 from backup_dag.core.audit import Entry, audited
 from backup_dag.core.backup import Order, take_backup
-from backup_dag.core.beside import Beside
 from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
-from backup_dag.core.confirmation import check_code
 from backup_dag.core.databases import configured, whole_database
 from backup_dag.core.errors import (
     BackupDagError,
@@ -27,18 +24,21 @@ from backup_dag.core.errors import (
     IntegrityError,
 )
 from backup_dag.core.holds import held
-from backup_dag.core.inplace import InPlace
 from backup_dag.core.key import decryption_key
 from backup_dag.core.manifest import Level, Manifest
-from backup_dag.core.plan import Chosen, RestorePlan, Wish, make_plan, target_of
-from backup_dag.core.proof import Proof
 from backup_dag.core.reading import Source
-from backup_dag.core.roles import Roles, create_lacking, drop_created, read_roles
+from backup_dag.core.restoring import history
+from backup_dag.core.restoring.beside import Beside
+from backup_dag.core.restoring.confirmation import check_code
+from backup_dag.core.restoring.inplace import InPlace
+from backup_dag.core.restoring.plan import Chosen, RestorePlan, Wish, make_plan, target_of
+from backup_dag.core.restoring.proof import Proof
+from backup_dag.core.restoring.roles import Roles, create_lacking, drop_created, read_roles
+from backup_dag.core.restoring.target import Target, target_at
+from backup_dag.core.restoring.way import Way
 from backup_dag.core.settings import Settings
 from backup_dag.core.stream import Observer
-from backup_dag.core.target import Target, target_at
 from backup_dag.core.verify import examine, made_check, record
-from backup_dag.core.way import Way
 
 Watch = Callable[[str], Observer | None]
 """From what is being done, in words, to whoever watches it."""

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from backup_dag.core.proof import Proof
+from backup_dag.core.restoring.proof import Proof
 from backup_dag.core.stream import Observer
 
 Stopwatch = Callable[[str], AbstractContextManager[None]]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backup_dag.core.audit import Entry, audited
-from backup_dag.core.caution import against_removing, against_so_many
-from backup_dag.core.cleaned import Cleaned, Judged, Report
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
 from backup_dag.core.holds import is_held
-from backup_dag.core.judgement import IN_USE, Judgement, load_all
+from backup_dag.core.keeping.caution import against_removing, against_so_many
+from backup_dag.core.keeping.cleaned import Cleaned, Judged, Report
+from backup_dag.core.keeping.judgement import IN_USE, Judgement, load_all
 from backup_dag.core.manifest import CHECKSUM, MANIFEST, BackupId, owner_of
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Listed, Store

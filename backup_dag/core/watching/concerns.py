@@ -10,13 +10,13 @@ from datetime import date, datetime, timedelta
 from itertools import islice
 
 from backup_dag.core import nights
-from backup_dag.core.alerts import Kind
 from backup_dag.core.catalog import Backup, Catalog
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
-from backup_dag.core.usual import NIGHTS, changes
+from backup_dag.core.watching.alerts import Kind
+from backup_dag.core.watching.usual import NIGHTS, changes
 
 _OFF_SITE_WITHIN = timedelta(hours=2)
 _VERIFIED_WITHIN = timedelta(hours=5)  # after the hour of the nightly verification

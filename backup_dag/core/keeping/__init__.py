@@ -1,0 +1,1 @@
+"""Which backups stay, and the careful removal of the rest."""

@@ -1,0 +1,1 @@
+"""What is wrong with the backups, who is told of it, and numbers to look at."""
