@@ -16,9 +16,11 @@ import psutil
 import psycopg2
 
 from backup_dag import __version__
+from benchmarks import restoring
 from benchmarks.dagster_run import seconds_to_first_byte
 from benchmarks.database import build
 from benchmarks.measure import Measured, measure, middle
+from benchmarks.restoring import OURS_SQL, restored
 from demo.servers import Postgres, S3Server
 
 ROOT = Path(__file__).parents[1]
@@ -56,13 +58,17 @@ class Bench:
         }
         return {**others, **self.s3.environment(), **ours, **({"AWS_S3_BUCKET": BUCKET} if bucket else {})}
 
-    def run(self, command: str, database: str = "big", *, bucket: bool = False) -> Measured:
-        """One run of a shell line; what it wrote is removed afterwards."""
+    def run(
+        self, command: str, database: str = "big", *, bucket: bool = False, keep: bool = False
+    ) -> Measured:
+        """One run of a shell line; what it wrote is removed afterwards, unless it is to be kept."""
         measured = measure(
             ["bash", "-euo", "pipefail", "-c", command],
             self.environment(database, bucket=bucket),
             self.folder,
         )
+        if keep:
+            return measured
         shutil.rmtree(self.folder / "backups", ignore_errors=True)
         for left in self.folder.glob("dump.*"):
             left.unlink()
@@ -105,6 +111,8 @@ def report(bench: Bench, runs: int) -> str:
     first = seconds_to_first_byte(bench.environment("small", bucket=True), ROOT, "small_backup", TODAY)
     ours, pipeline = rows["backup-dag backup, local store"], rows["pg_dump | gzip | gpg > file"].wall
     big = sizes(bench)
+    back = restored(bench, runs)
+    proof = back[OURS_SQL].step("prove") / back[OURS_SQL].step("load")
     rows = {name.replace("|", "\\|"): row for name, row in rows.items()}  # a cell ends at a bar
     table = "\n".join(
         f"| {name} | {row.wall:.2f} | {row.wall / limit:.2f} | {row.cpu:.2f} | {row.busy:.0%}"
@@ -128,6 +136,16 @@ server included; memory is the peak of the sum of proportional set sizes.
 - Memory of a run through Dagster, S3 included, above that of an empty Dagster run ({empty / 1e6:.0f} MB):
   {(full - empty) / 1e6:.0f} MB; for a database a tenth as large {(tenth - empty) / 1e6:.0f} MB.
 - From launching the Dagster job in the webserver to pg_dump's first byte: {first:.2f} s.
+
+## Restore
+
+Into a new database on the same server, by turns; ours from a local backup that was verified before, as
+after any night. "Without proof" is all but comparing every digest of what was built: reading the checksum,
+decrypting, decompressing, loading, ANALYZE (which the usual tools leave to you), and the program's start.
+
+{restoring.table(back)}
+
+- Proof: {proof:.2f} × the load (sql).
 """
 
 
