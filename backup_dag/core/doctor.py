@@ -30,6 +30,7 @@ from backup_dag.core.errors import (
     DiskError,
 )
 from backup_dag.core.gpg import gpg_at
+from backup_dag.core.in_words import size
 from backup_dag.core.key import encryption_key
 from backup_dag.core.postgres import Session, connected
 from backup_dag.core.privileges import hidden_by_row_security, not_readable
@@ -233,9 +234,7 @@ def _disk(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Findi
                 connected(database.address) as session,
             ):  # said of the database itself
                 need += session.expected_dump_bytes() // 2
-    said = (
-        f"{free / 1e9:,.1f} GB free in {settings.backup_dir}, the next night needs about {need / 1e9:,.2f} GB"
-    )
+    said = f"{size(free)} free in {settings.backup_dir}, the next night needs about {size(need)}"
     if free < need:
         yield Finding("fail", "disk", said, "make room, or move BACKUP_DIR", DiskError.exit_code)
     elif free < 3 * need:

@@ -108,7 +108,7 @@ class LargeObjects(_Document):
     sha256: str
 
 
-_PART = r'(?:"(?:[^"\x00]|"")+"|[a-z_][a-z0-9_]*)'
+_PART = r'(?:"(?:[^"\x00]|"")+"|[a-z_\u0080-\U0010ffff][a-z0-9_\u0080-\U0010ffff]*)'
 DumpedName = Annotated[str, Field(pattern=rf"^{_PART}(\.{_PART}){{0,2}}$")]
 """A name as pg_dump quotes it. It comes from a bucket, and goes into SQL as it stands."""
 

@@ -315,7 +315,8 @@ def test_a_message_with_a_flipped_bit_is_refused(tmp_path: Path, part: float) ->
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"plain text, not a message", gzip.compress(TEXT, mtime=0), random.Random(1).randbytes(5000)]
+    "data",
+    [b"", b"plain text, not a message", gzip.compress(TEXT, mtime=0), random.Random(1).randbytes(5000)],
 )
 def test_what_is_not_a_message_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(IntegrityError):
