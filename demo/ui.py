@@ -54,6 +54,7 @@ def main() -> int:
         port = chosen_port()
         serve = ["dagster-webserver", "--host", HOST, "--port", str(port), "--workspace", WORKSPACE]
         url, servers = f"http://{HOST}:{port}", list[subprocess.Popen[bytes]]()
+        environment = {"BACKUP_DAGSTER_URL": url, **environment}  # where links in alerts lead
         servers.append(stack.enter_context(child(serve, environment, home, logs / "webserver.log")))
         wait_until_it_answers(
             f"{url}/server_info", servers, logs

@@ -23,6 +23,7 @@ BACKUPS = HOME / "backups"
 DAGSTER = HOME / "dagster"
 DATABASE, BUCKET = "shop", "shop-backups"
 _ENV = HOME / "env"
+_CAREFUL = """[ ! -e .env ] || echo "careful: the .env of this folder is read as well" >&2"""
 _OURS = ("AWS_", "BACKUP_", "DATABASE_URL", "PG_BIN_DIR", "DAGSTER_HOME")
 
 
@@ -59,7 +60,7 @@ def _for_a_terminal(environment: Mapping[str, str], postgres: Postgres) -> Itera
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())]
     _ENV.unlink(missing_ok=True)
     _ENV.touch(mode=0o600)
-    _ENV.write_text("\n".join([*lines, f'export PATH="{path}:$PATH"', ""]))
+    _ENV.write_text("\n".join([*lines, f'export PATH="{path}:$PATH"', _CAREFUL, ""]))
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
 """backup-dag backup."""
 
+import sys
 import traceback
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document, one_database
 from backup_dag.core.backup import Order, order_for, take_backup
-from backup_dag.core.catalog import open_stores
+from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.in_words import size
@@ -18,6 +19,8 @@ from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.local import LocalStore
+from backup_dag.core.watching.alerts import Alert, protection
+from backup_dag.core.watching.watch import tell
 
 
 @cli.command(epilog=EPILOG)
@@ -26,8 +29,15 @@ from backup_dag.core.store.local import LocalStore
     "--partition", type=click.DateTime(["%Y-%m-%d"]), help="The day it counts for; today if left out."
 )
 @click.option("--allow-late-capture", is_flag=True, help="Even for a day that is long past; marked late.")
+@click.option("--scheduled", is_flag=True, help="It is the night's, by cron or a timer.")
 @as_json
-def backup(database: str | None, partition: datetime | None, allow_late_capture: bool, as_json: bool) -> None:
+def backup(
+    database: str | None,
+    partition: datetime | None,
+    allow_late_capture: bool,
+    scheduled: bool,
+    as_json: bool,
+) -> None:
     """Back up a database (all of them, if none is named), and copy it to the bucket."""
     settings = load()
     databases = configured(settings)
@@ -38,12 +48,13 @@ def backup(database: str | None, partition: datetime | None, allow_late_capture:
         made = _Made()
         try:
             day = partition.date() if partition else None
-            order = order_for(each, settings, day, allow_late=allow_late_capture)
+            order = order_for(each, settings, day, scheduled=scheduled, allow_late=allow_late_capture)
             _back_up(settings, order, made, quiet=as_json)
         except Exception as error:  # one database's trouble is not the others'
             failed[each.name] = ours = _in_our_words(error)
             if len(chosen) > 1:
                 terminal.say(f"{each.name} failed: {ours}")
+            _tell(settings, each.name, ours)
         said = error_document(failed[each.name]) if each.name in failed else {}
         done.append({"database": each.name, **made.document(), **said})
     first = next(iter(failed.values()), None)
@@ -58,6 +69,21 @@ def backup(database: str | None, partition: datetime | None, allow_late_capture:
     raise Told(
         first.exit_code, f"{len(failed)} of {len(chosen)} databases failed: {', '.join(failed)}", hint=""
     )
+
+
+def _tell(settings: Settings, database: str, error: BackupDagError) -> None:
+    """Where nobody is looking, as under cron, those who have to know are told."""
+    if sys.stderr.isatty():
+        return
+    now = datetime.now(UTC)
+    try:
+        guard = protection(Catalog(open_stores(settings)), database, now)
+        happened = f"the backup of {database} failed: {error.message}"
+        undelivered = tell(settings, Alert("failed", database, happened, now, guard, error.hint))
+    except BackupDagError as also:
+        undelivered = [also.message]
+    for each in undelivered:
+        terminal.say(f"nobody was told: {each}")
 
 
 def _in_our_words(error: Exception) -> BackupDagError:

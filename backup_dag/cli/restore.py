@@ -195,8 +195,8 @@ def _after_a_restore(
         terminal.show(f"dropped {', '.join(said['dropped'])}")
     else:
         terminal.show(
-            f"{address.dbname} is again what it was before {back.since:%Y-%m-%d %H:%M:%S} UTC, when"
-            f" {back.backup} was put in its place"
+            f"{address.dbname} is {back.name} again, the database that stood there until"
+            f" {back.since:%Y-%m-%d %H:%M:%S} UTC"
         )
         terminal.show(
             f"what stood there now is kept as {said['kept_as']} ({said['window_ms']} ms without a database)"

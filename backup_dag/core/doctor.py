@@ -39,6 +39,7 @@ from backup_dag.core.settings import Settings, environment_value, load
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.watching.alerts import Alert, deliver_each, heartbeat_host
 from backup_dag.core.watching.delivery import receivers
+from backup_dag.core.watching.telling import waiting
 from backup_dag.core.work import work_directory
 
 _ENOUGH_BITS = 80
@@ -87,6 +88,7 @@ def examine(*, send_test_alert: bool = False) -> Iterator[Finding]:
         *((each.name, lambda each=each: _database(settings, each)) for each in databases),
         ("disk", lambda: _disk(settings, databases)),
         ("stores", lambda: _stores(settings)),
+        ("alerts", lambda: _waiting(settings)),
         ("time zone", lambda: _zone(settings)),
         ("alerts", lambda: _told_of_trouble(settings, send_test_alert=send_test_alert)),
         ("heartbeat", lambda: _heartbeat(settings)),
@@ -218,6 +220,12 @@ def _clock(database: Database, session: Session) -> Finding:
         said = f"this host's clock and the server's are {apart:.0f} s apart"
         return warn(f"{database.name} clock", said, "run NTP on both: backups are named by the server's time")
     return ok(f"{database.name} clock", "agrees with this host's")
+
+
+def _waiting(settings: Settings) -> Iterator[Finding]:
+    """Alerts that have not reached everybody."""
+    for said in waiting(settings):
+        yield warn("alerts", said, "it is tried again at the next look; --send-test-alert says what is wrong")
 
 
 def _disk(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from backup_dag.core.catalog import Backup
 
 DAYS = 30
 NONE, PROVEN, UNPROVEN, FAILED, LATE = "·", "●", "○", "!", "l"
-LEGEND = f"{NONE} none   {PROVEN} proven   {UNPROVEN} not proven yet   {FAILED} failed   {LATE} late"
+LEGEND = f"{NONE} none   {PROVEN} proven by a restore   {UNPROVEN} not yet   {FAILED} failed   {LATE} late"
 
 
 def strip(backups: Iterable[Backup], last: date, days: int = DAYS) -> str:
