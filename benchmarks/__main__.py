@@ -111,8 +111,6 @@ def report(bench: Bench, runs: int) -> str:
     first = seconds_to_first_byte(bench.environment("small", bucket=True), ROOT, "small_backup", TODAY)
     ours, pipeline = rows["backup-dag backup, local store"], rows["pg_dump | gzip | gpg > file"].wall
     big = sizes(bench)
-    back = restored(bench, runs)
-    proof = back[OURS_SQL].step("prove") / back[OURS_SQL].step("load")
     rows = {name.replace("|", "\\|"): row for name, row in rows.items()}  # a cell ends at a bar
     table = "\n".join(
         f"| {name} | {row.wall:.2f} | {row.wall / limit:.2f} | {row.cpu:.2f} | {row.busy:.0%}"
@@ -136,12 +134,18 @@ server included; memory is the peak of the sum of proportional set sizes.
 - Memory of a run through Dagster, S3 included, above that of an empty Dagster run ({empty / 1e6:.0f} MB):
   {(full - empty) / 1e6:.0f} MB; for a database a tenth as large {(tenth - empty) / 1e6:.0f} MB.
 - From launching the Dagster job in the webserver to pg_dump's first byte: {first:.2f} s.
+"""
 
-## Restore
 
-Into a new database on the same server, by turns; ours from a local backup that was verified before, as
-after any night. "Without proof" is all but comparing every digest of what was built: reading the checksum,
-decrypting, decompressing, loading, ANALYZE (which the usual tools leave to you), and the program's start.
+def restores(bench: Bench, runs: int) -> str:
+    back, big = restored(bench, runs), sizes(bench)
+    proof = back[OURS_SQL].step("prove") / back[OURS_SQL].step("load")
+    return f"""## Restore
+
+`make bench`, {datetime.now(UTC):%Y-%m-%d}, a database of {big / 1e9:.2f} GB, medians of {runs} runs in turn. Into
+a new database on the same server; ours from a local backup that was verified before, as after any night.
+"Without proof" is all but comparing every digest of what was built: reading the checksum, decrypting,
+decompressing, loading, ANALYZE (which the usual tools leave to you), and the program's start.
 
 {restoring.table(back)}
 
@@ -176,15 +180,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="1 is about 2 GB of dump")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--only", choices=["backup", "restore"], help="measure one, and leave the other as it is"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as ground:
         folder = Path(ground)
         with Postgres(folder / "pg") as postgres, S3Server(folder / "s3") as s3:
             create(postgres, "big", chosen.scale)
             create(postgres, "small", chosen.scale / 10)
-            text = report(Bench(postgres, s3, folder), chosen.runs)
+            bench = Bench(postgres, s3, folder)
+            backup, restore = parts()
+            if chosen.only != "restore":
+                backup = report(bench, chosen.runs)
+            if chosen.only != "backup":
+                restore = restores(bench, chosen.runs)
+    text = f"{backup.rstrip()}\n\n{restore}"
     print(text)
     RESULTS.write_text(text)
+
+
+def parts() -> tuple[str, str]:
+    """What was measured last: of backups, and of restores."""
+    backup, heading, restore = RESULTS.read_text().partition("## Restore")
+    return backup, heading + restore
 
 
 if __name__ == "__main__":
