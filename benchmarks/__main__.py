@@ -142,8 +142,9 @@ def restores(bench: Bench, runs: int) -> str:
     proof = back[OURS_SQL].step("prove") / back[OURS_SQL].step("load")
     return f"""## Restore
 
-`make bench`, {datetime.now(UTC):%Y-%m-%d}, a database of {big / 1e9:.2f} GB, medians of {runs} runs in turn. Into
-a new database on the same server; ours from a local backup that was verified before, as after any night.
+`make bench`, {datetime.now(UTC):%Y-%m-%d}, a database of {big / 1e9:.2f} GB, medians of {runs} runs in
+turn. Into a new database on the same server; ours from a local backup that was verified before, as after any
+night.
 "Without proof" is all but comparing every digest of what was built: reading the checksum, decrypting,
 decompressing, loading, ANALYZE (which the usual tools leave to you), and the program's start.
 
