@@ -59,6 +59,11 @@ class Copy:
         return self.manifest is not None and not self.fault and (self.verdict is None or self.verdict.passed)
 
     @property
+    def checked(self) -> bool:
+        """Whether it is good, and a check of whatever level has found it so."""
+        return self.good and self.verdict is not None
+
+    @property
     def read_to_its_end(self) -> bool:
         """Whether it is good, and its content was read to its end and found as promised."""
         return self.good and self.verdict is not None and self.verdict.level != "checksum"

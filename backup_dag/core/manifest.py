@@ -63,9 +63,9 @@ class BackupId:
 
 
 _ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz(\.gpg)?")
-MANIFEST, CHECKSUM, VERIFICATION = "json", "sha256", "verify.json"
+MANIFEST, CHECKSUM, VERIFICATION, GOING = "json", "sha256", "verify.json", "going.json"
 """The endings of the files beside an artifact."""
-_BESIDE = re.compile(r"json|sha256|verify\.json|hold-[0-9]+-[0-9]+\.json")
+_BESIDE = re.compile(r"json|sha256|verify\.json|going\.json|hold-[0-9]+-[0-9]+\.json")
 
 
 def owner_of(name: str) -> BackupId | None:

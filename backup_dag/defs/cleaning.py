@@ -3,6 +3,7 @@ that launches it for good after every verification that passed.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster import (
@@ -15,6 +16,7 @@ from dagster import (
     Output,
     RunConfig,
     RunRequest,
+    RunsFilter,
     RunStatusSensorContext,
     SensorDefinition,
     SkipReason,
@@ -25,12 +27,14 @@ from dagster import (
 )
 from pydantic import Field
 
-from backup_dag.core.catalog import open_stores
-from backup_dag.core.databases import Database
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.databases import Database, choose
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.keeping.cleaned import Report
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
+from backup_dag.core.watching import watch
+from backup_dag.core.watching.alerts import Alert, protection
 from backup_dag.defs.checks import CONTENT
 from backup_dag.defs.jobs import AssetJob
 from backup_dag.defs.missed import sensor_status
@@ -59,7 +63,10 @@ def cleanup_job(settings: Settings, databases: Sequence[Database]) -> JobDefinit
         leave = Leave(config.dry_run, config.force, config.unverified)
         names = [database.name for database in databases]
         with in_dagsters_words():
-            report = clean_up(settings, open_stores(settings), names, leave, only=config.database or None)
+            only = choose(databases, config.database).name if config.database else None
+            report = clean_up(settings, open_stores(settings), names, leave, only=only)
+        if not config.dry_run:
+            _tell_of_refusals(context, settings, report)
         for line in report.lines():
             context.log.info(line)
         _raise_what_failed(report)
@@ -86,9 +93,39 @@ def _raise_what_failed(report: Report) -> None:
                 raise error
 
 
+def _tell_of_refusals(context: OpExecutionContext, settings: Settings, report: Report) -> None:
+    """A store that is not cleaned fills up, so whoever has to know is told: once for each reason."""
+    now, known = datetime.now(UTC), _told_before(context)
+    for cleaned in report.cleaned:
+        if cleaned.refused is None:
+            continue
+        context.log.warning(str(cleaned.refused))
+        happened = (
+            f"nothing of {cleaned.database} was cleaned up in {cleaned.place}: {cleaned.refused.message}"
+        )
+        if cleaned.refused.hint not in known:
+            guard = protection(Catalog(open_stores(settings)), cleaned.database, now)
+            alert = Alert("not cleaned", cleaned.database, happened, now, guard, cleaned.refused.hint)
+            with in_dagsters_words():
+                watch.tell(settings, alert)
+
+
+def _told_before(context: OpExecutionContext) -> str:
+    """What the last clean-up for good was refused for, as it stands in its own metadata."""
+    wanted = RunsFilter(job_name="cleanup", statuses=[DagsterRunStatus.SUCCESS])
+    for run in context.instance.get_runs(wanted, limit=10):
+        for entry in context.instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_OUTPUT):
+            said = entry.get_dagster_event().step_output_data.metadata
+            if said["dry_run"].value == "no":
+                return str(said["advice"].value)
+    return ""
+
+
 def _said_of(report: Report) -> dict[str, Any]:
     refused = [str(error.message) for error in report.errors]
     return {
+        "dry_run": "yes" if report.dry_run else "no",
+        "advice": "; ".join(error.hint for error in report.errors) or "nothing was refused",
         "calendar": MetadataValue.md("```text\n" + "\n".join(report.lines()) + "\n```"),
         "removed": len(report.removed),
         "freed_bytes": report.freed,

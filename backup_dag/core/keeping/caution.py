@@ -10,7 +10,7 @@ from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
-from backup_dag.core.watching.usual import changes
+from backup_dag.core.watching.usual import judged
 
 _FEW = 2  # so many may always go: a night's own, and one that was late
 _CLOCKS_APART = timedelta(hours=1)
@@ -41,13 +41,20 @@ def against_removing(
         return GuardRefused(
             f"there is no good backup of {database}", hint="make one and verify it: backup-dag backup"
         )
+    if not force and (servers := against_two_servers(database, backups)):
+        return servers
     newest = nights[0][0]
     if not unverified and not any(copy.read_to_its_end for copy in newest.copies):
         return GuardRefused(
             f"the newest good backup of {database}, {newest.id}, was never read to its end",
             hint=f"backup-dag verify {newest.id}; or clean up all the same with --unverified",
         )
-    return None if force else _against_size(settings, [manifest for _, manifest in nights])
+    return None if force else against_size(settings, backups, now)
+
+
+def newest_good(backups: Sequence[Backup], now: datetime) -> Manifest | None:
+    """The newest good one that stands for its day, of those before now."""
+    return next((manifest for backup, manifest in _regular(backups) if backup.id.time <= now), None)
 
 
 def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
@@ -59,15 +66,37 @@ def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
                 yield backup, manifest
 
 
-def _against_size(settings: Settings, nights: Sequence[Manifest]) -> GuardRefused | None:
+def against_size(settings: Settings, backups: Sequence[Backup], now: datetime) -> GuardRefused | None:
+    """Why nothing may go while the newest good backup is out of line; None where it is not."""
+    nights = [manifest for backup, manifest in _regular(backups) if backup.id.time <= now]
+    if not nights:
+        return None
     newest, *before = nights
-    odd = [str(change) for change in changes(settings, newest, before) if not change.as_usual]
+    odd = [change for change in judged(settings, newest, before) if not change.as_usual]
     if not odd:
         return None
+    did = "shrank" if odd[0].percent < 0 else "grew"
     return GuardRefused(
-        f"the newest backup of {newest.database}, {newest.backup}, is out of line: {'; '.join(odd)}",
+        f"the newest backup of {newest.database}, {newest.backup}, {did}: {'; '.join(map(str, odd))}",
         hint="see whether the database is as it should be (BACKUP_SHRINK_PERCENT, BACKUP_GROWTH_PERCENT); if"
-        " it is, backup-dag cleanup --force",
+        " it is, backup-dag cleanup --force, which makes that size the usual one",
+    )
+
+
+def against_two_servers(database: str, backups: Sequence[Backup]) -> GuardRefused | None:
+    """Why nothing may go where two servers' backups lie under one name, and one would push out the other's.
+    A migration is from one server to another, and not back."""
+    servers = [
+        manifest.server.system_identifier
+        for _, manifest in _regular(backups)
+        if manifest.server.system_identifier is not None
+    ]
+    turns = [server for at, server in enumerate(servers) if at == 0 or servers[at - 1] != server]
+    if len(turns) == len(set(turns)):
+        return None
+    return GuardRefused(
+        f"backups of several servers lie under the name {database}: {', '.join(sorted(set(turns)))}",
+        hint="give each server a BACKUP_S3_PREFIX (and BACKUP_DIR) of its own; or --force, if that is meant",
     )
 
 

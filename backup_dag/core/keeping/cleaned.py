@@ -76,6 +76,8 @@ class Cleaned:
             yield f"  goes    unfinished upload of {upload.name}, begun {upload.begun:%Y-%m-%d %H:%M} UTC"
         for remark in self.remarks:
             yield f"  {remark}"
+        if self.failed:
+            yield f"  not all of that was removed: {self.failed.message}"
 
     def document(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ without a manifest, which the next one removes. Each store has its policy: the b
 the local folder, unless BACKUP_LOCAL_RETENTION_DAYS says for how long it keeps what the bucket has too.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,12 +15,13 @@ from datetime import UTC, datetime
 from backup_dag.core.audit import Entry, audited
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
 from backup_dag.core.holds import is_held
-from backup_dag.core.keeping.caution import against_removing, against_so_many
+from backup_dag.core.keeping.caution import against_removing, against_size, against_so_many, newest_good
 from backup_dag.core.keeping.cleaned import Cleaned, Judged, Report
 from backup_dag.core.keeping.judgement import IN_USE, Judgement, load_all
-from backup_dag.core.manifest import CHECKSUM, MANIFEST, BackupId, owner_of
+from backup_dag.core.manifest import CHECKSUM, GOING, MANIFEST, BackupId, owner_of
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Listed, Store
+from backup_dag.core.watching.usual import accept
 from backup_dag.core.work import one_at_a_time
 
 
@@ -58,8 +60,7 @@ def clean_up(
         alone = one_at_a_time(settings.backup_dir, f"copy-{database}")
         try:
             with nullcontext() if leave.dry_run else alone, _noted(settings, database, leave) as entry:
-                found = _cleaned(settings, stores, database, leave, now)
-                entry["removed"] = {each.place: [str(j.id) for j in each.all if j.removed] for each in found}
+                found = _cleaned(settings, stores, database, leave, now, entry)
                 if errors := [error for each in found for error in (each.failed, each.refused) if error]:
                     entry.failed(errors[0].message)
                 report.cleaned += found
@@ -94,7 +95,7 @@ def _foreign(stores: Sequence[Store], configured: Collection[str]) -> dict[str, 
 
 
 def _cleaned(
-    settings: Settings, stores: Sequence[Store], database: str, leave: Leave, now: datetime
+    settings: Settings, stores: Sequence[Store], database: str, leave: Leave, now: datetime, entry: Entry
 ) -> list[Cleaned]:
     """One database: every store is looked at before anything is removed."""
     backups = load_all(stores, database)
@@ -108,11 +109,15 @@ def _cleaned(
             many = against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all))
             cleaned.refused = refused or (None if leave.force else many)
         if not leave.dry_run:
-            _remove_from(store, cleaned)
+            entry[cleaned.place] = gone = list[str]()  # as they go, for a line that is true whatever happens
+            _remove_from(store, cleaned, gone)
+    odd = leave.force and not leave.dry_run and against_size(settings, backups, now)
+    if odd and (newest := newest_good(backups, now)):
+        accept(settings, newest)
     return found
 
 
-def _remove_from(store: Store, cleaned: Cleaned) -> None:
+def _remove_from(store: Store, cleaned: Cleaned, gone: list[str]) -> None:
     """Removes what goes, the oldest first, and ends dead uploads. Stops at the first failure."""
     try:
         for upload in cleaned.uploads:
@@ -120,15 +125,15 @@ def _remove_from(store: Store, cleaned: Cleaned) -> None:
         if cleaned.refused is None:
             for judged in reversed(cleaned.judged):
                 if judged.fate == "goes":
-                    _remove(store, judged, whole=True)
+                    _remove(store, judged, gone, whole=True)
             for orphan in reversed(cleaned.orphans):
                 if orphan.fate == "goes":
-                    _remove(store, orphan, whole=False)
+                    _remove(store, orphan, gone, whole=False)
     except BackupDagError as error:
         cleaned.failed = error
 
 
-def _remove(store: Store, judged: Judged, *, whole: bool) -> None:
+def _remove(store: Store, judged: Judged, gone: list[str], *, whole: bool) -> None:
     """Removes a copy's files, in the reverse order of writing; or, not `whole`, what is left of one.
 
     Looks again first: someone may have taken hold of it, or have made it whole, since it was judged.
@@ -140,20 +145,26 @@ def _remove(store: Store, judged: Judged, *, whole: bool) -> None:
     elif is_held(store, judged.id):
         judged.fate, judged.reasons = "stays", (IN_USE,)
     else:
-        for listed in _manifest_first(judged.id, files):
-            store.remove(listed.name)
+        if whole:  # else what is left, if this ends half-way, looks like a backup that has lost its manifest
+            store.put_note(judged.id.file(GOING), json.dumps({"why": judged.reasons}) + "\n")
+        names = [*_manifest_first(judged.id, files), judged.id.file(GOING)]
+        for name in names:
+            store.remove(name)
+            if str(judged.id) not in gone:
+                gone.append(str(judged.id))
         judged.removed = True
 
 
-def _manifest_first(backup: BackupId, files: Iterable[Listed]) -> list[Listed]:
+def _manifest_first(backup: BackupId, files: Iterable[Listed]) -> list[str]:
     """The reverse order of writing, the notes beside the backup last."""
 
-    def place(listed: Listed) -> int:
-        ending = listed.name.removeprefix(f"{backup}.")
+    def place(name: str) -> int:
+        ending = name.removeprefix(f"{backup}.")
         if ending in (MANIFEST, CHECKSUM):
             return (MANIFEST, CHECKSUM).index(ending)
         if ending.endswith(".json"):
             return 4
         return 2 if ending.startswith("globals.") else 3
 
-    return sorted(files, key=place)
+    names = (listed.name for listed in files)
+    return sorted((name for name in names if name != backup.file(GOING)), key=place)

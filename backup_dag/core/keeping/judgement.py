@@ -19,6 +19,7 @@ from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import FOREVER, Store
 
 IN_USE = "held: somebody is reading it"
+_LOST_MANIFEST = "its manifest is gone, and the rest may be whole: recover it by hand, or remove it yourself"
 
 
 def load_all(stores: Sequence[Store], database: str) -> list[Backup]:
@@ -96,20 +97,23 @@ class Judgement:
 
     def _unless_last(self, store: Store, backup: Backup, verdict: Verdict) -> Verdict:
         """The verdict on a copy; it stays where the full policy wants the backup, and no other store has a
-        good copy of it."""
+        copy of it that somebody has found to be good."""
         wanted = self._wanted[backup.id]
-        behind = [copy.store.label for copy in backup.copies if copy.store is not store and copy.good]
+        behind = [copy.store.label for copy in backup.copies if copy.store is not store and copy.checked]
         if verdict.keep or not wanted.keep:
             return verdict
         if behind:
-            return Verdict(verdict.id, False, (*verdict.reasons, f"{behind[0]} has a good copy"))
-        return Verdict(verdict.id, True, ("no other store has a good copy", *wanted.reasons))
+            return Verdict(verdict.id, False, (*verdict.reasons, f"{behind[0]} has a copy that was checked"))
+        return Verdict(verdict.id, True, ("no other store has a copy that was checked", *wanted.reasons))
 
     def _orphans(self, store: Store) -> Iterator[Verdict]:
         for orphan in orphans(self._files[store], self._now):
-            held = orphan.id in self._held
-            why = IN_USE if held else "files without a manifest: left by a run that died"
-            yield Verdict(orphan.id, held, (why,))
+            if orphan.id in self._held:
+                yield Verdict(orphan.id, True, (IN_USE,))
+            elif orphan.may_be_whole:
+                yield Verdict(orphan.id, True, (_LOST_MANIFEST,))
+            else:
+                yield Verdict(orphan.id, False, ("files without a manifest: left by a run that died",))
 
     def _is_held(self, backup: BackupId) -> bool:
         """Whether someone holds any copy: a reader whose copy is damaged goes on to the next."""

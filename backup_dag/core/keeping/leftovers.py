@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from backup_dag.core.manifest import MANIFEST, BackupId, owner_of
+from backup_dag.core.manifest import CHECKSUM, GOING, MANIFEST, VERIFICATION, BackupId, owner_of
 from backup_dag.core.store.base import Listed, Store, Upload
 
 SAFE_AGE = timedelta(hours=24)
@@ -25,6 +25,14 @@ class Orphan:
     id: BackupId
     files: tuple[Listed, ...]
 
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether it was whole once: the checksums are there, which are written last but one, or the note of
+        a check; and none that a clean-up was removing it. Better kept than lost."""
+        endings = {listed.name.removeprefix(f"{self.id}.") for listed in self.files}
+        data = any(ending.startswith(("sql.", "dump.")) for ending in endings)
+        return data and GOING not in endings and not endings.isdisjoint({CHECKSUM, VERIFICATION})
+
 
 def files_of(store: Store, database: str) -> Files:
     """A database's files in a store, by the backup that they are part of. Names that we never write are
@@ -38,11 +46,13 @@ def files_of(store: Store, database: str) -> Files:
 
 
 def orphans(files: Files, now: datetime) -> Iterator[Orphan]:
-    """Those that are old by their id and by the store's own dates both, the newest first."""
+    """Those that are old by their id and by the store's own dates both, or that a clean-up was removing; the
+    newest first."""
     for backup, listed in sorted(files.items(), reverse=True):
-        whole = backup.file(MANIFEST) in [file.name for file in listed]
+        names = {file.name for file in listed}
+        whole, going = backup.file(MANIFEST) in names, backup.file(GOING) in names
         newest = max([backup.time, *(file.modified for file in listed)])
-        if not whole and now - newest > SAFE_AGE:
+        if not whole and (going or now - newest > SAFE_AGE):
             yield Orphan(backup, tuple(listed))
 
 

@@ -16,7 +16,7 @@ from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Kind
-from backup_dag.core.watching.usual import NIGHTS, changes
+from backup_dag.core.watching.usual import NIGHTS, judged
 
 _OFF_SITE_WITHIN = timedelta(hours=2)
 _VERIFIED_WITHIN = timedelta(hours=5)  # after the hour of the nightly verification
@@ -202,7 +202,7 @@ def _odd_in_size(
 ) -> Iterator[Concern]:
     """One concern for what shrank, and one for what grew, however many nights it stays so."""
     earlier = [backup.manifest for backup in before if backup.good]
-    odd = [change for change in changes(settings, latest.manifest, earlier) if not change.as_usual]
+    odd = [change for change in judged(settings, latest.manifest, earlier) if not change.as_usual]
     for way in ("shrunk", "grown"):
         said = [str(change) for change in odd if (change.percent < 0) == (way == "shrunk")]
         if said:
@@ -212,7 +212,8 @@ def _odd_in_size(
                 way,
                 f"{latest.id} is whole, and has {way}: {'; '.join(said)}",
                 latest.manifest.snapshot_time,
-                "see whether the database lost or gained that much; nothing is cleaned up meanwhile",
+                "see whether the database lost or gained that much; nothing is cleaned up meanwhile. If it is"
+                " as it should be: backup-dag cleanup --force makes that size the usual one",
             )
 
 

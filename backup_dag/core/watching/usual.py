@@ -1,9 +1,13 @@
 """Is a backup as large as the ones before it? One that shrank to nothing may be whole, and worth nothing."""
 
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from statistics import median
 
 from backup_dag.core.catalog import Catalog
@@ -12,6 +16,9 @@ from backup_dag.core.settings import Settings
 
 NIGHTS = 7
 """With how many backups before it one is compared: with their median, so that one odd night is none."""
+
+_FEW_ROWS = 100  # below that, a change of rows says nothing
+_FILE = ".usual.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Change:
 
     @property
     def as_usual(self) -> bool:
+        if self.what == "rows" and max(self.now, self.before or 0) < _FEW_ROWS:
+            return True
         return -self.shrink_percent <= self.percent <= self.growth_percent
 
     def __str__(self) -> str:
@@ -57,6 +66,60 @@ def changes(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) 
         change("bytes of dump", manifest.dump.bytes, [each.dump.bytes for each in earlier]),
         change("rows", manifest.content.rows, [each.content.rows for each in earlier]),
     ]
+
+
+def judged(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) -> list[Change]:
+    """As `changes`; but what has shrunk stays so, until it is as before or somebody accepts it (`accept`).
+
+    The nights before soon are as empty as the newest, and would make that usual: so what was usual before it
+    shrank is kept in BACKUP_DIR, where that can be written.
+    """
+    known = _read(settings)
+    usual, accepted = (known.get(each, {}).get(manifest.database, {}) for each in ("usual", "accepted"))
+    found, kept = [], dict(usual)
+    for change in changes(settings, manifest, before):
+        if change.what in usual:
+            change = replace(change, before=usual[change.what])
+        elif change.what in accepted and not change.as_usual:
+            change = replace(change, before=accepted[change.what])
+        kept.pop(change.what, None)
+        if not change.as_usual and change.percent < 0 and change.before is not None:
+            kept[change.what] = change.before
+        found.append(change)
+    if kept != usual:
+        _keep(settings, known, "usual", manifest.database, kept)
+    return found
+
+
+def accept(settings: Settings, manifest: Manifest) -> None:
+    """From now on its size is the usual one: somebody has looked, and said so."""
+    known = _read(settings)
+    sizes = {"bytes of dump": manifest.dump.bytes, "rows": manifest.content.rows}
+    known = _keep(settings, known, "accepted", manifest.database, sizes)
+    _keep(settings, known, "usual", manifest.database, {})
+
+
+_Known = dict[str, dict[str, dict[str, int]]]
+
+
+def _read(settings: Settings) -> _Known:
+    with suppress(OSError, ValueError):
+        said = json.loads((settings.backup_dir / _FILE).read_text(encoding="utf-8"))
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
+def _keep(settings: Settings, known: _Known, what: str, database: str, sizes: dict[str, int]) -> _Known:
+    """Where it cannot be written, sizes are compared with the last nights alone."""
+    known = {**known, what: {**known.get(what, {}), database: sizes}}
+    path = settings.backup_dir / _FILE
+    new = Path(f"{path}.{os.getpid()}")
+    with suppress(OSError):
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(known), encoding="utf-8")
+        new.replace(path)
+    return known
 
 
 def gap(manifest: Manifest, before: Sequence[Manifest]) -> timedelta | None:
