@@ -113,7 +113,7 @@ def test_overdue_is_what_is_older_than_the_rpo_and_a_nights_own_length(
     assert found(shop, at(9) + ON_TIME) == []
     [overdue] = found(shop, at(9) + ON_TIME + SECOND)
     assert (overdue.kind, overdue.since) == ("overdue", at(9) + timedelta(hours=24))
-    assert overdue.happened == "the newest good backup of shop is 26 hours old, 24 hours are allowed"
+    assert overdue.happened == "the newest good backup of shop is 26 h old, 24 h are allowed"
 
 
 def test_where_there_is_no_backup_at_all_that_is_said_at_once_and_no_night_is_lost(shop: Settings) -> None:
@@ -260,8 +260,8 @@ def test_an_alert_says_what_protects_and_what_to_do_and_no_secret(
     look(told, at(10, 12))
     [(_, _, body)] = web.requests
     said = json.loads(body)["message"]
-    assert "the newest good backup of shop is 34 hours old" in said
-    assert f"Still protected by: {made(at(9)).backup}, 34 hours old, in local, read to its end" in said
+    assert "the newest good backup of shop is 34 h old" in said
+    assert f"Still protected by: {made(at(9)).backup}, 34 h old, in local, read to its end" in said
     assert "What to do: backup-dag doctor, then backup-dag backup --database shop" in said
     assert PASSWORD not in str(web.requests) + (told.backup_dir / ".watch.json").read_text()
 
@@ -277,7 +277,7 @@ def test_what_is_still_wrong_is_said_with_what_is_well_again(
     [(_, _, body)] = web.requests
     assert json.loads(body)["title"] == "shop: RECOVERED"
     assert (
-        "this is still to be seen to: no backup of shop from the last 59 hours" in json.loads(body)["message"]
+        "this is still to be seen to: no backup of shop from the last 2 d" in json.loads(body)["message"]
     )
 
 
@@ -490,7 +490,7 @@ def test_a_bucket_that_is_away_is_told_after_an_hour_and_once_for_all(
     look(away, seen + HOUR)
     look(away, seen + 2 * HOUR)
     assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
-    assert "shop: backup_shop_20250509_020000, 3 hours old, in local, not verified" in str(web.requests)
+    assert "shop: backup_shop_20250509_020000, 3 h old, in local, not verified" in str(web.requests)
     look(both, seen + 3 * HOUR)
     look(both, seen + 4 * HOUR)
     assert heard(web)[1:] == ["backups: RECOVERED"]
