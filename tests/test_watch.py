@@ -1,7 +1,8 @@
 """Whoever has to know is told once, at the right hour, and once more when it is well: by real receivers."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from apprise import NotifyBase
 from pydantic import SecretStr
 
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.errors import DeliveryFailed, DiskError
+from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
-from backup_dag.core.watching import alerts, delivery
+from backup_dag.core.watching import alerts, delivery, telling
 from backup_dag.core.watching.alerts import Alert
 from backup_dag.core.watching.concerns import Concern, concerns
 from backup_dag.core.watching.watch import beat, look, tell, waiting
@@ -276,9 +277,7 @@ def test_what_is_still_wrong_is_said_with_what_is_well_again(
     look(told, at(10, 13))
     [(_, _, body)] = web.requests
     assert json.loads(body)["title"] == "shop: RECOVERED"
-    assert (
-        "this is still to be seen to: no backup of shop from the last 2 d" in json.loads(body)["message"]
-    )
+    assert "this is still to be seen to: no backup of shop from the last 2 d" in json.loads(body)["message"]
 
 
 def test_a_mail_is_sent_once_as_well(shop: Settings, local: LocalStore, work: Path) -> None:
@@ -348,10 +347,18 @@ def test_several_databases_are_each_told_of(
 
 
 def two_databases(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    return databases(settings, folder, ["stock"], monkeypatch)
+
+
+def databases(
+    settings: Settings, folder: Path, names: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """The shop, and others beside it."""
     folder.mkdir(exist_ok=True)
     config = folder / "backup.toml"
-    config.write_text('[databases.stock]\nurl_env = "STOCK_URL"\n')
-    monkeypatch.setenv("STOCK_URL", f"postgresql://stock:{PASSWORD}@127.0.0.1:1/stock")
+    config.write_text("".join(f'[databases.{each}]\nurl_env = "{each.upper()}_URL"\n' for each in names))
+    for each in names:
+        monkeypatch.setenv(f"{each.upper()}_URL", f"postgresql://{each}:{PASSWORD}@127.0.0.1:1/{each}")
     return settings.model_copy(update={"backup_config": config})
 
 
@@ -457,16 +464,64 @@ def test_a_note_that_was_torn_is_begun_anew(
     assert not (told.backup_dir / ".watch.new").exists()
 
 
-def test_where_nothing_can_be_kept_a_look_tells_nothing_and_a_failure_is_told_all_the_same(
+def test_where_nothing_can_be_kept_all_is_told_and_that_too_once_by_a_process(
     told: Settings, web: Web
 ) -> None:
     told.backup_dir.write_text("not a folder")
-    with pytest.raises(DiskError):
-        look(told, at(9))
-    assert web.requests == []
+    for minute in (0, 5, 10):
+        looked = look(told, at(9) + timedelta(minutes=minute))
+    assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
+    assert "so no backup can be made there" in str(web.requests)
+    assert looked.unkept is not None
     said = tell(told, Alert("failed", "shop", "a run failed", at(9)))
     assert "Not a directory" in " ".join(said) or "File exists" in " ".join(said)
-    assert heard(web) == ["shop: FAILED"]
+    assert heard(web)[1:] == ["shop: FAILED"]
+    told.backup_dir.unlink()
+    look(told, at(9, 3))
+    assert heard(web)[2:] == ["shop: backup OVERDUE", "backups: RECOVERED"]
+
+
+def test_a_folder_that_may_only_be_read_keeps_no_concern_from_being_told(
+    here: Here, terminal: Callable[[str], Terminal], web: Web, local: LocalStore, work: Path
+) -> None:
+    """Nor does the new process tell what the note in it says was told."""
+    ours = terminal(f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
+    now = datetime.now(at(1).tzinfo).replace(microsecond=0)
+    fill([local], work, [made(now - timedelta(days=3))])
+    assert here(ours, "watch", BACKUP_NOTIFY_URLS=address(web)).returncode == 0
+    web.requests.clear()
+    shutil.rmtree(local.folder / ".work")
+    (local.folder / ".work").write_text("in the way of the lock")
+    (local.folder / ".watch.new").mkdir()
+    ended = here(ours, "watch", BACKUP_NOTIFY_URLS=address(web))
+    assert ended.returncode == 9
+    assert f"writing {local.folder / '.watch.json'} failed" in ended.stderr
+    assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
+
+
+def test_however_many_there_are_at_once_each_is_told(
+    told: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = databases(told, work, [f"shop{number:03}" for number in range(130)], monkeypatch)
+    look(many, at(9))
+    look(many, at(9, 3))
+    assert sorted(heard(web)) == sorted(
+        [f"shop{number:03}: backup OVERDUE" for number in range(130)] + ["shop: backup OVERDUE"]
+    )
+
+
+def test_what_does_not_fit_is_not_taken_for_told(
+    told: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "_MOST_WAITING", 2)
+    many = databases(told, work, ["a", "b", "c"], monkeypatch)
+    for hour in (0, 1, 2):
+        look(many, at(9, hour))
+    assert sorted(heard(web)) == [f"{name}: backup OVERDUE" for name in ("a", "b", "c", "shop")]
+    nobody = by_urls(many, f"json://127.0.0.1:{free_port()}/")
+    for name in ("one", "two", "three"):
+        assert tell(nobody, Alert("failed", name, "a run failed", at(9)))
+    assert len(waiting(nobody)) == 2
 
 
 # a bucket that does not answer
@@ -548,6 +603,12 @@ def test_the_heart_beats_only_where_the_latest_is_young_off_site_and_was_read_to
     fill([local], work, [made(at(10))])
     assert beat(beating, at(10, 3)) == [], "a newer one is not off-site"
     assert beat(unplugged(beating), at(9, 4)) == [], "nobody can say"
+    fill([local, bucket], work, [made(at(11))])
+    assert beat(beating, at(11) - HOUR - SECOND) == [], "it is dated in the future"
+    torn = made(at(11, 5))
+    fill([local], work, [torn])
+    (local.folder / torn.id.file("json")).write_text("{")
+    assert beat(beating, at(11, 6)) == [], "nobody knows what the newest is"
     assert beats(web) == ["/beat"]
 
 

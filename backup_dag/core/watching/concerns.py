@@ -11,7 +11,7 @@ from itertools import islice
 
 from backup_dag.core import nights
 from backup_dag.core.catalog import Backup, Catalog
-from backup_dag.core.errors import BackupDagError
+from backup_dag.core.errors import BackupDagError, DiskError
 from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
@@ -21,7 +21,6 @@ from backup_dag.core.watching.usual import NIGHTS, changes
 _OFF_SITE_WITHIN = timedelta(hours=2)
 _VERIFIED_WITHIN = timedelta(hours=5)  # after the hour of the nightly verification
 _STORE_AWAY_FOR = timedelta(hours=1)
-_CLOCKS_APART = timedelta(hours=1)
 _A_DAY = timedelta(days=1)
 _MOST = 200  # backups that are looked at for the days that have one; a week of hourly ones
 
@@ -60,7 +59,7 @@ def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime)
     Raises StoreError, DiskError: no store could be asked, so nothing is known.
     """
     found = _recent(catalog, database, now)
-    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + _CLOCKS_APART]
+    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + nights.CLOCKS_APART]
     yield from _overdue(settings, catalog, found, known, database, now)
     for backup in found:
         yield from _damaged(backup, database)
@@ -77,6 +76,12 @@ def out_of_reach(away: Mapping[str, BackupDagError], now: datetime) -> Iterator[
     """The stores that could not be asked, by their labels: told once they have been away for a while."""
     for label, error in away.items():
         yield Concern("out of reach", None, label, error.message, now, error.hint, patience=_STORE_AWAY_FOR)
+
+
+def unwritable(error: DiskError, now: datetime) -> Concern:
+    """What was told cannot be written down in BACKUP_DIR, where no backup can be written either then."""
+    said = f"{error.message}; so no backup can be made there, and what is told now is told again"
+    return Concern("out of reach", None, "BACKUP_DIR", said, now, error.hint)
 
 
 def missed_nights(settings: Settings, database: str, catalog: Catalog, now: datetime) -> nights.Missed:
