@@ -136,11 +136,12 @@ def test_unverified_is_what_was_not_read_hours_after_the_nightly_verification(
     shop: Settings, local: LocalStore, work: Path
 ) -> None:
     fill([local], work, [made(at(9))])
-    fill([local], work, [made(at(10)), made(at(11))], level="checksum")
+    fill([local], work, [made(at(10))], level="checksum")
     limit = at(9) + timedelta(hours=24 + 1 + 5)
     assert found(shop, limit) == []
     [unverified] = found(shop, limit + SECOND)
     assert (unverified.kind, unverified.since) == ("unverified", limit)
+    fill([local], work, [made(at(11))], level="checksum")
     assert kinds(shop, at(11) + ON_TIME + SECOND) == ["overdue", "unverified"]
     evening = shop.model_copy(update={"backup_verify_time": time(22, 0)})
     assert found(evening, at(11, 3)) == [], "its next verification is at ten in the evening"
@@ -206,10 +207,13 @@ def test_what_was_to_be_undone_by_a_restore_makes_no_night(
 
 def test_what_is_dated_in_the_future_hides_nothing(shop: Settings, local: LocalStore, work: Path) -> None:
     fill([local], work, [made(at(8)), made(at(300))])
-    assert kinds(shop, at(8) + ON_TIME) == []
-    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue"]
-    [none] = found(shop, at(1))
+    [ahead] = found(shop, at(8) + ON_TIME)
+    said = f"{made(at(300)).backup} is dated in the future: a clock is wrong, or was"
+    assert (ahead.kind, ahead.happened) == ("ahead", said)
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue", "ahead"]
+    none, _ = found(shop, at(1))
     assert none.happened.endswith("dated in the future: a clock is wrong, or was")
+    assert "ahead" not in kinds(shop, at(300) - HOUR), "clocks are never quite the same"
 
 
 def test_a_copy_that_is_not_in_the_bucket_after_two_hours_is_told(
@@ -298,7 +302,7 @@ def test_a_lost_night_is_told_once_and_is_never_well_again(
         fill([local], work, [made(at(day))])
         look(told, at(day, 13))
     look(told, at(10, 13))
-    assert heard(web) == ["shop: a night was MISSED"]
+    assert heard(web) == ["shop: a night was MISSED", "shop: a backup is DATED IN THE FUTURE"]
     assert "no backup for 2025-05-06, and none can be made any more" in str(web.requests)
 
 
@@ -382,6 +386,25 @@ def test_a_clock_that_was_ahead_keeps_no_trouble_from_being_told(
     look(ours, at(9, 3))
     look(ours, at(9, 4) + SECOND)
     assert "backups: a place of backups is OUT OF REACH" in heard(web)
+
+
+def test_a_database_that_is_set_up_wrongly_is_told_and_keeps_no_other_from_being_looked_at(
+    told: Settings, web: Web, local: LocalStore, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = two_databases(told, work, monkeypatch)
+    fill([local], work, [made(at(9), name="stock")])
+    monkeypatch.delenv("STOCK_URL")
+    for hour in (3, 4):
+        look(both, at(9, hour))
+    assert heard(web) == ["shop: backup OVERDUE", "stock: FAILED"]
+    assert "the environment variable STOCK_URL is not set" in str(web.requests)
+    wrong = both.model_copy(update={"database_url": SecretStr(f"postgresql://a:{PASSWORD}@[/shop")})
+    look(wrong, at(9, 5))
+    assert heard(web)[2:] == ["backups: FAILED"]
+    monkeypatch.setenv("STOCK_URL", f"postgresql://stock:{PASSWORD}@127.0.0.1:1/stock")
+    look(both, at(9, 6))
+    assert sorted(heard(web)[3:]) == ["backups: RECOVERED", "shop: backup OVERDUE", "stock: RECOVERED"]
+    assert PASSWORD not in str(web.requests)
 
 
 # receivers that are down
@@ -716,6 +739,48 @@ def test_a_verification_from_the_terminal_sends_the_heartbeat_and_fails_for_none
         ended = here(ours, "verify", "--level", "checksum", BACKUP_HEARTBEAT_URL=bad)
         assert ended.returncode == 0
         assert "warning: " in ended.stderr
+
+
+def test_one_database_that_cannot_be_verified_keeps_the_others_from_nothing(
+    here: Here,
+    terminal: Callable[[str], Terminal],
+    sample: str,
+    bucket: str,
+    s3: S3Server,
+    web: Web,
+    work: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its manifest is torn; of another there is none of this time; and what is not configured is not asked for."""
+    ours = terminal(sample)
+    (ours.folder / "backup.toml").write_text(
+        "".join(f'[databases.{each}]\nurl_env = "{each.upper()}_URL"\n' for each in ("broken", "never"))
+    )
+    ours.environment |= {
+        **s3.environment(),
+        "AWS_S3_BUCKET": bucket,
+        "BROKEN_URL": sample,
+        "NEVER_URL": sample,
+        "BACKUP_HEARTBEAT_URL": f"http://127.0.0.1:{web.port}/{{database}}",
+    }
+    assert here(ours, "backup", "--database", "sample").returncode == 0
+    now = datetime.now(at(1).tzinfo).replace(microsecond=0)
+    local = LocalStore(ours.backups)
+    fill([local], work, [made(now, name="broken"), made(now, name="gone")])
+    (ours.backups / made(now, name="broken").id.file("json")).write_text("{")
+    ahead = made(now + timedelta(days=400), name="never")
+    fill([local], work, [ahead])
+    ended = here(ours, "verify")
+    assert ended.returncode == 6
+    assert ended.stdout.count("good  ") == 2
+    assert "broken" in ended.stderr
+    assert "there is no backup of never" in ended.stderr
+    assert f"{ahead.backup} is dated in the future, and is passed over" in caplog.text
+    assert "gone" not in ended.stdout + ended.stderr
+    assert beats(web) == ["/sample"]
+    document = json.loads(here(ours, "verify", "--level", "checksum", "--json").stdout)
+    assert [each["exit_code"] for each in document if "not_verified" in each] == [6, 5]
+    assert [each["faults"] for each in document if "address" in each] == [[], []]
 
 
 # a backup that shrinks to nothing, and is valid

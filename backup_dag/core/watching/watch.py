@@ -3,18 +3,18 @@
 What could not be delivered is tried again at the next look.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.databases import Database, configured
+from backup_dag.core.databases import Database, told_apart
 from backup_dag.core.errors import BackupDagError, DeliveryFailed, DiskError
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import CLOCKS_APART, SLACK
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protection
-from backup_dag.core.watching.concerns import Concern, concerns, out_of_reach, unwritable
+from backup_dag.core.watching.concerns import Concern, concerns, misconfigured, out_of_reach, unwritable
 from backup_dag.core.watching.telling import Book, Seen, opened, waiting
 
 __all__ = ["Looked", "beat", "digest", "look", "tell", "waiting"]
@@ -73,10 +73,14 @@ class _Look:
     def __init__(self, settings: Settings, now: datetime) -> None:
         self._now = now
         self._catalog = Catalog(open_stores(settings))
-        self.databases = [database.name for database in configured(settings)]
+        usable, faults = told_apart(settings)
+        self.databases = _names(usable, faults)
         self.by_name = {name: list(self._of(settings, name)) for name in self.databases}
-        self.away = list(out_of_reach(self._catalog.away, now))
-        self.found = [concern for found in self.by_name.values() for concern in found] + self.away
+        of_all = list(out_of_reach(self._catalog.away, now))
+        for name, fault in faults.items():
+            self.by_name.get(name, of_all).append(misconfigured(name, fault, now))
+        self.of_all = of_all
+        self.found = [concern for found in self.by_name.values() for concern in found] + of_all
 
     def _of(self, settings: Settings, database: str) -> Iterator[Concern]:
         """A database's concerns; that it cannot be looked at is one, since silence would look like health."""
@@ -149,7 +153,12 @@ class _Look:
         for name, found in self.by_name.items():
             yield f"{name}: {self._protection(name)}"
             yield from (f"  ! {concern.happened}" for concern in found)
-        yield from (f"! {concern.happened}" for concern in self.away)
+        yield from (f"! {concern.happened}" for concern in self.of_all)
+
+
+def _names(usable: Sequence[Database], faults: Collection[str]) -> list[str]:
+    """The databases whose backups can be looked at: for that, a name is enough."""
+    return [each.name for each in usable] + [name for name in faults if name != "DATABASE_URL"]
 
 
 def _new(concern: Concern, now: datetime) -> Seen:
@@ -172,23 +181,24 @@ def digest(settings: Settings, now: datetime) -> Alert:
     return Alert("digest", None, happened, now, "\n" + "\n".join(eye.summary()))
 
 
-def beat(settings: Settings, now: datetime) -> list[str]:
+def beat(settings: Settings, now: datetime, but: Collection[str] = ()) -> list[str]:
     """Pings the dead man's switch for the databases that are well off-site; returns their names.
 
     Well: the latest backup is young enough, not dated in the future, and its off-site copy was read to its
-    end; none that is newer has a manifest that nobody can read. An address without
-    {database} in it is pinged only where all of them are.
+    end; none that is newer has a manifest that nobody can read. `but` are those that are known not to be
+    well, whatever was recorded. An address without {database} in it is pinged only where all of them are.
 
     Raises DeliveryFailed where one could not be reached, once all have been tried.
     """
     if settings.backup_heartbeat_url is None:
         return []
     catalog = Catalog(open_stores(settings))
-    databases = configured(settings)
-    well = [each.name for each in databases if _is_well_off_site(settings, catalog, each, now)]
+    usable, faults = told_apart(settings)
+    names = _names(usable, faults)
+    well = [each for each in names if each not in but and _is_well_off_site(settings, catalog, each, now)]
     if "{database}" in settings.backup_heartbeat_url.get_secret_value():
         _ping(settings, well)
-    elif len(well) == len(databases):
+    elif len(well) == len(usable) + len(faults):
         _ping(settings, well[:1])
     else:
         return []
@@ -206,8 +216,8 @@ def _ping(settings: Settings, names: Sequence[str]) -> None:
         raise failed
 
 
-def _is_well_off_site(settings: Settings, catalog: Catalog, database: Database, now: datetime) -> bool:
-    for latest in catalog.newest_first(database.name, usable=False):
+def _is_well_off_site(settings: Settings, catalog: Catalog, database: str, now: datetime) -> bool:
+    for latest in catalog.newest_first(database, usable=False):
         manifest = next((copy.manifest for copy in latest.copies if copy.manifest), None)
         if manifest is None:  # it may be the night's
             return False
