@@ -751,7 +751,7 @@ def test_one_database_that_cannot_be_verified_keeps_the_others_from_nothing(
     work: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its manifest is torn; of another there is none of this time; and what is not configured is not asked for."""
+    """Its manifest is torn; of another none is of this time; what is not configured is not asked for."""
     ours = terminal(sample)
     (ours.folder / "backup.toml").write_text(
         "".join(f'[databases.{each}]\nurl_env = "{each.upper()}_URL"\n' for each in ("broken", "never"))
