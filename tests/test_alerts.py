@@ -251,7 +251,7 @@ def test_what_protects_is_the_newest_good_backup_and_how_well_it_is_known(settin
         lay_out(settings.backup_dir, each)
     (settings.backup_dir / damaged.artifact.name).write_bytes(b"short")
     said = protection(catalog, "shop", NOON + timedelta(hours=7))
-    assert said == f"{older.backup}, 31 hours old, in local, not verified"
+    assert said == f"{older.backup}, 31 h old, in local, not verified"
     depths: dict[Level, str] = {"content": "read to its end and found good", "restore": "proven by a restore"}
     for level, words in depths.items():
         record(store, older, Check(level=level, time=NOON, seconds=1, made_by="tests", faults=[]))

@@ -361,7 +361,22 @@ def test_yesterday_is_captured_late_and_says_so(backed: Settings, instance: Dags
     window = checks_of(instance, done.run_id)["in_the_nights_window"]
     assert (window.passed, window.severity.value) == (False, "WARN")
     assert "after its day had ended" in str(window.description)
-    assert bad_news(instance, done.dagster_run) == ("", ""), "a warning is to be seen, and wakes nobody"
+    assert bad_news(backed, instance, done.dagster_run) == ("", ""), (
+        "a warning is to be seen and wakes nobody"
+    )
+
+
+def test_a_night_after_a_pause_is_a_warning_and_told_as_no_failure(
+    backed: Settings, instance: DagsterInstance, work: Path
+) -> None:
+    """What a loss would have cost before it is past now."""
+    backed.backup_dir.mkdir()
+    before = datetime.now(UTC).replace(microsecond=0) - timedelta(days=3)
+    fill([LocalStore(backed.backup_dir)], work, [made(before, name="sample")])
+    done = run(code_location(backed), instance, today())
+    met = checks_of(instance, done.run_id)["rpo_met"]
+    assert (met.passed, met.severity.value) == (False, "WARN")
+    assert bad_news(backed, instance, done.dagster_run) == ("", "")
 
 
 def test_a_day_that_is_long_past_is_refused_and_leaves_nothing_unless_it_is_allowed(
@@ -478,11 +493,15 @@ def test_a_verification_that_passes_asks_for_a_cleanup_and_one_that_fails_is_tol
     for _ in range(8):  # a run a tick
         assert cleanup.tick() == []
         failed.tick()
-    [(_, _, told)] = web.requests
-    said = json.loads(told)
-    assert said["title"] == "sample: FAILED"
-    assert "checks failed in a run of sample_verify: content_verified of sample/s3_copy" in said["message"]
-    assert f"/runs/{verified.run_id}" in said["message"]
+    assert heard(web) == [], "it is recorded beside the copy, and told from there"
+    latest = sensor_of(defs, "latest_backup", instance)
+    for _ in range(2):
+        latest.tick()
+    assert heard(web) == ["sample: a backup is DAMAGED"]
+    stores[1].put_note(f"{newest}.verify.json", "{}")
+    happened, advice = bad_news(ours, instance, verified.dagster_run)
+    assert happened.startswith("checks failed in a run of sample_verify: content_verified of sample/s3_copy")
+    assert advice.startswith("keep the other copy"), "it could not be recorded"
 
 
 def test_a_run_that_failed_is_told_with_what_failed_the_hint_and_the_link_and_no_secret(

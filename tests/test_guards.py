@@ -333,7 +333,7 @@ WORDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "a day that is none": (2, ("backup", "--partition", "2026-02-30"), ("2026-02-30",)),
     "an unknown level": (2, ("verify", "--level", "deep"), ("deep", "checksum")),
     "a store that is none": (2, ("list", "--page", "0"), ("--page",)),
-    "no backup yet": (5, ("verify",), ("there is no backup in", "backup-dag backup")),
+    "no backup yet": (5, ("verify",), ("there is no backup of", "backup-dag backup")),
     "no such backup": (5, ("verify", "backup_sample_20260101_020000"), ("backup_sample_20260101_020000",)),
     "what is no backup's name": (5, ("verify", "yesterday"), ("'yesterday' is not a backup", "latest")),
     "an impossible time in the name": (5, ("verify", "backup_sample_20261301_020000"), ("is not a backup",)),

@@ -128,6 +128,11 @@ def test_what_was_done_counts_by_database_verb_and_outcome(settings: Settings) -
         pass
     with (folder / ".audit/audit.jsonl").open("a") as log:
         log.write('{"what": "backup"}\n[]\nnot json\n')
+    line = json.loads((folder / ".audit/audit.jsonl").read_text().splitlines()[0])
+    wrongs: list[dict[str, object]] = [{"database": ["shop"]}, {"what": {}}, {"outcome": []}, {"details": ""}]
+    for wrong in wrongs:
+        with (folder / ".audit/audit.jsonl").open("a") as log:
+            log.write(json.dumps({**line, **wrong}) + "\n")
     found = of(settings)
     counted = {"database": "shop", "operation": "backup"}
     assert found[key("operations_total", **counted, outcome="done")] == 3
@@ -205,6 +210,45 @@ def test_nothing_half_written_is_left_where_it_cannot_be_put_in_place(
 ) -> None:
     target = tmp_path / "folder" / "x.prom"
     target.mkdir(parents=True)
-    with pytest.raises(DiskError, match="Is a directory"):
+    with pytest.raises(DiskError, match="no regular file"):
         metrics.write(metrics.registry(settings), target)
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_nothing_but_a_file_is_replaced(here: Here, ours: Terminal) -> None:
+    """A device, say: root would have moved /dev/null out of the way of every program."""
+    pipe, link, real = (ours.folder / name for name in ("pipe", "link", "real"))
+    os.mkfifo(pipe)
+    real.write_text("of somebody else")
+    link.symlink_to(real)
+    for target in (pipe, link):
+        before = target.lstat()
+        ended = here(ours, "metrics", "--output", str(target))
+        assert ended.returncode == 9
+        assert "it is no regular file" in ended.stderr
+        assert target.lstat().st_ino == before.st_ino
+    assert real.read_text() == "of somebody else"
+
+
+def test_many_bad_ones_hide_no_good_one_and_safety_backups_are_none_of_a_night(settings: Settings) -> None:
+    good = made(settings, 100)
+    checked(settings, good, "restore")
+    for hours in range(20, 60):
+        checked(settings, made(settings, hours), "content", "a byte has changed")
+    lay_out(settings.backup_dir, manifest("shop", NOW).model_copy(update={"reason": "pre_restore"}))
+    found = of(settings)
+    for standing in ("good", "verified", "proven"):
+        labels = {"database": "shop", "standing": standing}
+        assert found[key("newest_snapshot_timestamp_seconds", **labels)] == good.snapshot_time.timestamp()
+    assert found[key("dated_in_the_future", database="shop")] == 0
+
+
+def test_what_is_dated_in_the_future_is_counted_and_hides_nothing_that_is_overdue(settings: Settings) -> None:
+    made(settings, 50)
+    made(settings, -30)
+    found = of(settings)
+    labels = {"database": "shop", "standing": "good"}
+    assert found[key("newest_age_seconds", **labels)] == pytest.approx(50 * 3600, abs=1800)
+    assert found[key("dated_in_the_future", database="shop")] == 1
+    made(settings, -0.75)
+    assert of(settings)[key("newest_age_seconds", **labels)] == 0

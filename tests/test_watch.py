@@ -1,7 +1,8 @@
 """Whoever has to know is told once, at the right hour, and once more when it is well: by real receivers."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from apprise import NotifyBase
 from pydantic import SecretStr
 
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.errors import DeliveryFailed, DiskError
+from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
-from backup_dag.core.watching import alerts, delivery
+from backup_dag.core.watching import alerts, delivery, telling
 from backup_dag.core.watching.alerts import Alert
 from backup_dag.core.watching.concerns import Concern, concerns
 from backup_dag.core.watching.watch import beat, look, tell, waiting
@@ -113,7 +114,7 @@ def test_overdue_is_what_is_older_than_the_rpo_and_a_nights_own_length(
     assert found(shop, at(9) + ON_TIME) == []
     [overdue] = found(shop, at(9) + ON_TIME + SECOND)
     assert (overdue.kind, overdue.since) == ("overdue", at(9) + timedelta(hours=24))
-    assert overdue.happened == "the newest good backup of shop is 26 hours old, 24 hours are allowed"
+    assert overdue.happened == "the newest good backup of shop is 26 h old, 24 h are allowed"
 
 
 def test_where_there_is_no_backup_at_all_that_is_said_at_once_and_no_night_is_lost(shop: Settings) -> None:
@@ -135,11 +136,12 @@ def test_unverified_is_what_was_not_read_hours_after_the_nightly_verification(
     shop: Settings, local: LocalStore, work: Path
 ) -> None:
     fill([local], work, [made(at(9))])
-    fill([local], work, [made(at(10)), made(at(11))], level="checksum")
+    fill([local], work, [made(at(10))], level="checksum")
     limit = at(9) + timedelta(hours=24 + 1 + 5)
     assert found(shop, limit) == []
     [unverified] = found(shop, limit + SECOND)
     assert (unverified.kind, unverified.since) == ("unverified", limit)
+    fill([local], work, [made(at(11))], level="checksum")
     assert kinds(shop, at(11) + ON_TIME + SECOND) == ["overdue", "unverified"]
     evening = shop.model_copy(update={"backup_verify_time": time(22, 0)})
     assert found(evening, at(11, 3)) == [], "its next verification is at ten in the evening"
@@ -205,10 +207,13 @@ def test_what_was_to_be_undone_by_a_restore_makes_no_night(
 
 def test_what_is_dated_in_the_future_hides_nothing(shop: Settings, local: LocalStore, work: Path) -> None:
     fill([local], work, [made(at(8)), made(at(300))])
-    assert kinds(shop, at(8) + ON_TIME) == []
-    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue"]
-    [none] = found(shop, at(1))
+    [ahead] = found(shop, at(8) + ON_TIME)
+    said = f"{made(at(300)).backup} is dated in the future: a clock is wrong, or was"
+    assert (ahead.kind, ahead.happened) == ("ahead", said)
+    assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue", "ahead"]
+    none, _ = found(shop, at(1))
     assert none.happened.endswith("dated in the future: a clock is wrong, or was")
+    assert "ahead" not in kinds(shop, at(300) - HOUR), "clocks are never quite the same"
 
 
 def test_a_copy_that_is_not_in_the_bucket_after_two_hours_is_told(
@@ -260,8 +265,8 @@ def test_an_alert_says_what_protects_and_what_to_do_and_no_secret(
     look(told, at(10, 12))
     [(_, _, body)] = web.requests
     said = json.loads(body)["message"]
-    assert "the newest good backup of shop is 34 hours old" in said
-    assert f"Still protected by: {made(at(9)).backup}, 34 hours old, in local, read to its end" in said
+    assert "the newest good backup of shop is 34 h old" in said
+    assert f"Still protected by: {made(at(9)).backup}, 34 h old, in local, read to its end" in said
     assert "What to do: backup-dag doctor, then backup-dag backup --database shop" in said
     assert PASSWORD not in str(web.requests) + (told.backup_dir / ".watch.json").read_text()
 
@@ -276,9 +281,7 @@ def test_what_is_still_wrong_is_said_with_what_is_well_again(
     look(told, at(10, 13))
     [(_, _, body)] = web.requests
     assert json.loads(body)["title"] == "shop: RECOVERED"
-    assert (
-        "this is still to be seen to: no backup of shop from the last 59 hours" in json.loads(body)["message"]
-    )
+    assert "this is still to be seen to: no backup of shop from the last 2 d" in json.loads(body)["message"]
 
 
 def test_a_mail_is_sent_once_as_well(shop: Settings, local: LocalStore, work: Path) -> None:
@@ -299,7 +302,7 @@ def test_a_lost_night_is_told_once_and_is_never_well_again(
         fill([local], work, [made(at(day))])
         look(told, at(day, 13))
     look(told, at(10, 13))
-    assert heard(web) == ["shop: a night was MISSED"]
+    assert heard(web) == ["shop: a night was MISSED", "shop: a backup is DATED IN THE FUTURE"]
     assert "no backup for 2025-05-06, and none can be made any more" in str(web.requests)
 
 
@@ -348,10 +351,18 @@ def test_several_databases_are_each_told_of(
 
 
 def two_databases(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    return databases(settings, folder, ["stock"], monkeypatch)
+
+
+def databases(
+    settings: Settings, folder: Path, names: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """The shop, and others beside it."""
     folder.mkdir(exist_ok=True)
     config = folder / "backup.toml"
-    config.write_text('[databases.stock]\nurl_env = "STOCK_URL"\n')
-    monkeypatch.setenv("STOCK_URL", f"postgresql://stock:{PASSWORD}@127.0.0.1:1/stock")
+    config.write_text("".join(f'[databases.{each}]\nurl_env = "{each.upper()}_URL"\n' for each in names))
+    for each in names:
+        monkeypatch.setenv(f"{each.upper()}_URL", f"postgresql://{each}:{PASSWORD}@127.0.0.1:1/{each}")
     return settings.model_copy(update={"backup_config": config})
 
 
@@ -375,6 +386,25 @@ def test_a_clock_that_was_ahead_keeps_no_trouble_from_being_told(
     look(ours, at(9, 3))
     look(ours, at(9, 4) + SECOND)
     assert "backups: a place of backups is OUT OF REACH" in heard(web)
+
+
+def test_a_database_that_is_set_up_wrongly_is_told_and_keeps_no_other_from_being_looked_at(
+    told: Settings, web: Web, local: LocalStore, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = two_databases(told, work, monkeypatch)
+    fill([local], work, [made(at(9), name="stock")])
+    monkeypatch.delenv("STOCK_URL")
+    for hour in (3, 4):
+        look(both, at(9, hour))
+    assert heard(web) == ["shop: backup OVERDUE", "stock: FAILED"]
+    assert "the environment variable STOCK_URL is not set" in str(web.requests)
+    wrong = both.model_copy(update={"database_url": SecretStr(f"postgresql://a:{PASSWORD}@[/shop")})
+    look(wrong, at(9, 5))
+    assert heard(web)[2:] == ["backups: FAILED"]
+    monkeypatch.setenv("STOCK_URL", f"postgresql://stock:{PASSWORD}@127.0.0.1:1/stock")
+    look(both, at(9, 6))
+    assert sorted(heard(web)[3:]) == ["backups: RECOVERED", "shop: backup OVERDUE", "stock: RECOVERED"]
+    assert PASSWORD not in str(web.requests)
 
 
 # receivers that are down
@@ -457,16 +487,64 @@ def test_a_note_that_was_torn_is_begun_anew(
     assert not (told.backup_dir / ".watch.new").exists()
 
 
-def test_where_nothing_can_be_kept_a_look_tells_nothing_and_a_failure_is_told_all_the_same(
+def test_where_nothing_can_be_kept_all_is_told_and_that_too_once_by_a_process(
     told: Settings, web: Web
 ) -> None:
     told.backup_dir.write_text("not a folder")
-    with pytest.raises(DiskError):
-        look(told, at(9))
-    assert web.requests == []
+    for minute in (0, 5, 10):
+        looked = look(told, at(9) + timedelta(minutes=minute))
+    assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
+    assert "so no backup can be made there" in str(web.requests)
+    assert looked.unkept is not None
     said = tell(told, Alert("failed", "shop", "a run failed", at(9)))
     assert "Not a directory" in " ".join(said) or "File exists" in " ".join(said)
-    assert heard(web) == ["shop: FAILED"]
+    assert heard(web)[1:] == ["shop: FAILED"]
+    told.backup_dir.unlink()
+    look(told, at(9, 3))
+    assert heard(web)[2:] == ["shop: backup OVERDUE", "backups: RECOVERED"]
+
+
+def test_a_folder_that_may_only_be_read_keeps_no_concern_from_being_told(
+    here: Here, terminal: Callable[[str], Terminal], web: Web, local: LocalStore, work: Path
+) -> None:
+    """Nor does the new process tell what the note in it says was told."""
+    ours = terminal(f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
+    now = datetime.now(at(1).tzinfo).replace(microsecond=0)
+    fill([local], work, [made(now - timedelta(days=3))])
+    assert here(ours, "watch", BACKUP_NOTIFY_URLS=address(web)).returncode == 0
+    web.requests.clear()
+    shutil.rmtree(local.folder / ".work")
+    (local.folder / ".work").write_text("in the way of the lock")
+    (local.folder / ".watch.new").mkdir()
+    ended = here(ours, "watch", BACKUP_NOTIFY_URLS=address(web))
+    assert ended.returncode == 9
+    assert f"writing {local.folder / '.watch.json'} failed" in ended.stderr
+    assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
+
+
+def test_however_many_there_are_at_once_each_is_told(
+    told: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = databases(told, work, [f"shop{number:03}" for number in range(130)], monkeypatch)
+    look(many, at(9))
+    look(many, at(9, 3))
+    assert sorted(heard(web)) == sorted(
+        [f"shop{number:03}: backup OVERDUE" for number in range(130)] + ["shop: backup OVERDUE"]
+    )
+
+
+def test_what_does_not_fit_is_not_taken_for_told(
+    told: Settings, web: Web, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "_MOST_WAITING", 2)
+    many = databases(told, work, ["a", "b", "c"], monkeypatch)
+    for hour in (0, 1, 2):
+        look(many, at(9, hour))
+    assert sorted(heard(web)) == [f"{name}: backup OVERDUE" for name in ("a", "b", "c", "shop")]
+    nobody = by_urls(many, f"json://127.0.0.1:{free_port()}/")
+    for name in ("one", "two", "three"):
+        assert tell(nobody, Alert("failed", name, "a run failed", at(9)))
+    assert len(waiting(nobody)) == 2
 
 
 # a bucket that does not answer
@@ -490,7 +568,7 @@ def test_a_bucket_that_is_away_is_told_after_an_hour_and_once_for_all(
     look(away, seen + HOUR)
     look(away, seen + 2 * HOUR)
     assert heard(web) == ["backups: a place of backups is OUT OF REACH"]
-    assert "shop: backup_shop_20250509_020000, 3 hours old, in local, not verified" in str(web.requests)
+    assert "shop: backup_shop_20250509_020000, 3 h old, in local, not verified" in str(web.requests)
     look(both, seen + 3 * HOUR)
     look(both, seen + 4 * HOUR)
     assert heard(web)[1:] == ["backups: RECOVERED"]
@@ -548,6 +626,12 @@ def test_the_heart_beats_only_where_the_latest_is_young_off_site_and_was_read_to
     fill([local], work, [made(at(10))])
     assert beat(beating, at(10, 3)) == [], "a newer one is not off-site"
     assert beat(unplugged(beating), at(9, 4)) == [], "nobody can say"
+    fill([local, bucket], work, [made(at(11))])
+    assert beat(beating, at(11) - HOUR - SECOND) == [], "it is dated in the future"
+    torn = made(at(11, 5))
+    fill([local], work, [torn])
+    (local.folder / torn.id.file("json")).write_text("{")
+    assert beat(beating, at(11, 6)) == [], "nobody knows what the newest is"
     assert beats(web) == ["/beat"]
 
 
@@ -655,6 +739,48 @@ def test_a_verification_from_the_terminal_sends_the_heartbeat_and_fails_for_none
         ended = here(ours, "verify", "--level", "checksum", BACKUP_HEARTBEAT_URL=bad)
         assert ended.returncode == 0
         assert "warning: " in ended.stderr
+
+
+def test_one_database_that_cannot_be_verified_keeps_the_others_from_nothing(
+    here: Here,
+    terminal: Callable[[str], Terminal],
+    sample: str,
+    bucket: str,
+    s3: S3Server,
+    web: Web,
+    work: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its manifest is torn; of another none is of this time; what is not configured is not asked for."""
+    ours = terminal(sample)
+    (ours.folder / "backup.toml").write_text(
+        "".join(f'[databases.{each}]\nurl_env = "{each.upper()}_URL"\n' for each in ("broken", "never"))
+    )
+    ours.environment |= {
+        **s3.environment(),
+        "AWS_S3_BUCKET": bucket,
+        "BROKEN_URL": sample,
+        "NEVER_URL": sample,
+        "BACKUP_HEARTBEAT_URL": f"http://127.0.0.1:{web.port}/{{database}}",
+    }
+    assert here(ours, "backup", "--database", "sample").returncode == 0
+    now = datetime.now(at(1).tzinfo).replace(microsecond=0)
+    local = LocalStore(ours.backups)
+    fill([local], work, [made(now, name="broken"), made(now, name="gone")])
+    (ours.backups / made(now, name="broken").id.file("json")).write_text("{")
+    ahead = made(now + timedelta(days=400), name="never")
+    fill([local], work, [ahead])
+    ended = here(ours, "verify")
+    assert ended.returncode == 6
+    assert ended.stdout.count("good  ") == 2
+    assert "broken" in ended.stderr
+    assert "there is no backup of never" in ended.stderr
+    assert f"{ahead.backup} is dated in the future, and is passed over" in caplog.text
+    assert "gone" not in ended.stdout + ended.stderr
+    assert beats(web) == ["/sample"]
+    document = json.loads(here(ours, "verify", "--level", "checksum", "--json").stdout)
+    assert [each["exit_code"] for each in document if "not_verified" in each] == [6, 5]
+    assert [each["faults"] for each in document if "address" in each] == [[], []]
 
 
 # a backup that shrinks to nothing, and is valid

@@ -1,12 +1,15 @@
 """backup-dag verify."""
 
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
 from backup_dag import terminal
-from backup_dag.cli.group import EPILOG, Told, as_json, cli, one_database, say_what_was_missed
-from backup_dag.core.catalog import Backup, Catalog, find, open_stores
+from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document, one_database, say_what_was_missed
+from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
+from backup_dag.core.databases import told_apart
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -16,8 +19,10 @@ from backup_dag.core.errors import (
 from backup_dag.core.in_words import size
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.verify import examine, record
+from backup_dag.core.verify import examine, latest_to_verify, record
 from backup_dag.core.watching.watch import beat
+
+_KEEP_THE_OTHER = "keep the copy that passed; if none did, take a backup now and look at the disk or bucket"
 
 
 @cli.command(epilog=EPILOG)
@@ -27,7 +32,7 @@ from backup_dag.core.watching.watch import beat
 @click.option("--store", type=click.Choice(["local", "s3"]), help="Only the copy that lies there.")
 @as_json
 def verify(backup: str, database: str | None, level: Level, store: str | None, as_json: bool) -> None:
-    """Verify every copy of a backup: is it what it was? `latest` is that of each database.
+    """Verify every copy of a backup: is it what it was? `latest` is that of each configured database.
 
     checksum compares every byte with the manifest and needs no key; content also decrypts, decompresses and
     reads the dump to its end, and compares every digest. The result is recorded beside the copy.
@@ -37,54 +42,115 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
         raise ConfigurationError(
             "there is no bucket: AWS_S3_BUCKET is not set", hint="set it, or --store local"
         )
-    checks: list[tuple[str, Check]] = []
-    meant = _meant(settings, backup, database)
-    for found in meant:
-        copies = [copy for copy in found.copies if store in (None, copy.store.label)]
-        if not copies and not found.missed:
-            raise BackupNotFound(
-                f"{found.id} has no copy in the store {store}", hint="backup-dag list shows where it is"
-            )
-        for copy in copies:
-            with terminal.progress(f"verifying the {copy.store.label} copy") as observer:
-                check = examine(settings, copy, level, observer)
-            address = copy.store.address(found.manifest.artifact.name)
-            checks.append((address, check))
-            if not as_json:
-                _show_check(found.manifest, address, check)
-            try:
-                record(copy.store, found.manifest, check)
-            except BackupDagError as error:  # read only: the verdict stands all the same
-                terminal.say(f"not recorded: {error.message}")
+    asked = _Asked(settings, level, store, quiet=as_json)
+    names: list[str | None] = [database]
+    if backup == "latest" and database is None:
+        names, asked.refused = _configured(settings)
+    for name in names:
+        asked.verify(backup, name)
+    if len(names) == 1 and not asked.checks:
+        for error in asked.refused.values():
+            raise error
     if as_json:
-        terminal.document([{"address": a, **check.model_dump(mode="json")} for a, check in checks])
-    if failed := [address for address, check in checks if not check.passed]:
-        raise Told(
-            IntegrityError.exit_code,
-            f"{' and '.join(failed)} did not pass",
-            hint="keep the copy that passed; if none did, take a backup now and look at the disk or bucket",
-        )
-    _beat(settings)
+        terminal.document(asked.as_documents())
+    _beat(settings, asked.not_well)
+    asked.say_what_failed()
     if store != "local":
-        say_what_was_missed(meant[0].missed)
+        say_what_was_missed(asked.missed)
 
 
-def _beat(settings: Settings) -> None:
+class _Asked:
+    """What was asked for, and how it went: one database's trouble keeps no other from being verified."""
+
+    def __init__(self, settings: Settings, level: Level, store: str | None, *, quiet: bool) -> None:
+        self._settings, self._level, self._store, self._quiet = settings, level, store, quiet
+        self.checks: list[tuple[str, Check]] = []
+        self.refused: dict[str, BackupDagError] = {}  # what could not be checked, and why
+        self._failures: list[BackupDagError] = []
+        self.not_well: set[str] = set()
+        self.missed: list[BackupDagError] = []
+
+    def verify(self, reference: str, database: str | None) -> None:
+        """Every copy that was meant of one backup."""
+        try:
+            if reference == "latest":
+                found = latest_to_verify(self._settings, database)
+            else:
+                found = find(self._settings, reference, database, usable=False)
+        except BackupDagError as error:
+            self._refuse(database or reference, database or "", error)
+            return
+        self.missed += found.missed
+        copies = [copy for copy in found.copies if self._store in (None, copy.store.label)]
+        if not copies and not found.missed:
+            why = f"{found.id} has no copy in the store {self._store}"
+            missing = BackupNotFound(why, hint="backup-dag list shows where it is")
+            self._refuse(str(found.id), found.id.database, missing)
+        results = [(address, check) for copy in copies for address, check in self._of_copy(found, copy)]
+        self.checks += results
+        if failed := [address for address, check in results if not check.passed]:
+            self.not_well.add(found.id.database)
+            said, hint = f"{' and '.join(failed)} did not pass", _KEEP_THE_OTHER
+            self._failures.append(IntegrityError(said, hint=hint))
+
+    def _of_copy(self, found: Backup, copy: Copy) -> Iterator[tuple[str, Check]]:
+        """One check, unless it could not be made."""
+        try:
+            with terminal.progress(f"verifying the {copy.store.label} copy") as observer:
+                check = examine(self._settings, copy, self._level, observer)
+        except BackupDagError as error:
+            self._refuse(f"{found.id} in {copy.store.label}", found.id.database, error)
+            return
+        address = copy.store.address(found.manifest.artifact.name)
+        if not self._quiet:
+            _show_check(found.manifest, address, check)
+        try:
+            record(copy.store, found.manifest, check)
+        except BackupDagError as error:  # read only: the verdict stands all the same
+            terminal.say(f"not recorded: {error.message}")
+        yield address, check
+
+    def _refuse(self, what: str, database: str, error: BackupDagError) -> None:
+        self.refused[what] = error
+        self._failures.append(error)
+        self.not_well.add(database)
+        if not self._quiet:
+            terminal.show(f"not verified  {what}")
+
+    def as_documents(self) -> list[dict[str, Any]]:
+        """The checks, and then what none could be made of."""
+        return [
+            *({"address": address, **check.model_dump(mode="json")} for address, check in self.checks),
+            *({"not_verified": what, **error_document(error)} for what, error in self.refused.items()),
+        ]
+
+    def say_what_failed(self) -> None:
+        """All of it, with the exit code of the first. Raises Told."""
+        failures = dict.fromkeys([*self._failures, *self.refused.values()])
+        for first in failures:
+            said = "; ".join(error.message for error in failures)
+            raise Told(first.exit_code, said, hint=first.hint)
+
+
+def _configured(settings: Settings) -> tuple[list[str | None], dict[str, BackupDagError]]:
+    """The configured databases, and why DATABASE_URL says none, if it does: for the others a name is enough.
+    Where none is configured, on a server with nothing but backups, those that there are."""
+    try:
+        usable, faults = told_apart(settings)
+    except ConfigurationError:
+        found = Catalog(open_stores(settings)).survey()
+        return list(dict.fromkeys(backup.database for backup in found.ids)) or [None], {}
+    names = [*(each.name for each in usable), *(name for name in faults if name != "DATABASE_URL")]
+    return list(names), {name: each for name, each in faults.items() if name == "DATABASE_URL"}
+
+
+def _beat(settings: Settings, but: Collection[str]) -> None:
     """The dead man's switch, if there is one. What was verified is, whether or not it can be reached."""
     try:
-        for name in beat(settings, datetime.now(UTC)):
+        for name in beat(settings, datetime.now(UTC), but):
             terminal.say(f"{name} is well off-site: the heartbeat was sent")
     except BackupDagError as error:
         terminal.say(f"warning: {error}")
-
-
-def _meant(settings: Settings, reference: str, database: str | None) -> list[Backup]:
-    """The backups to verify: broken ones too, since that is the question."""
-    names: list[str | None] = [database]
-    if reference == "latest" and database is None:
-        survey = Catalog(open_stores(settings)).survey()
-        names = list(dict.fromkeys(backup.database for backup in survey.ids)) or [None]
-    return [find(settings, reference, name, usable=False) for name in names]
 
 
 def _show_check(manifest: Manifest, address: str, check: Check) -> None:

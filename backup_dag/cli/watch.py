@@ -35,6 +35,8 @@ def watch(summary: bool, as_json: bool) -> None:
         _show(looked)
     if looked.undelivered:
         raise Told(DeliveryFailed.exit_code, "; ".join(looked.undelivered), hint="the next look tries again")
+    if looked.unkept is not None:
+        raise Told(looked.unkept.exit_code, looked.unkept.message, hint=looked.unkept.hint)
 
 
 def _as_document(looked: Looked) -> dict[str, object]:

@@ -87,7 +87,15 @@ def entries(backup_dir: Path) -> Iterator[Entry]:
         with suppress(KeyError, TypeError, ValueError):
             entry = Entry(**{each.name: said[each.name] for each in fields(Entry)})
             entry.seconds = float(entry.seconds)
-            yield entry
+            if _is_ours(entry):
+                yield entry
+
+
+def _is_ours(entry: Entry) -> bool:
+    """Whether what was read is of the kinds that we write: anyone may have added to the file."""
+    named = all(isinstance(each, str | None) for each in (entry.database, entry.backup, entry.run))
+    said = all(isinstance(each, str) for each in (entry.what, entry.outcome, entry.message))
+    return named and said and isinstance(entry.details, dict)
 
 
 @contextmanager

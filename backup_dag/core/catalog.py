@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,12 +184,15 @@ class Catalog:
         """Where it looks, in words."""
         return " or ".join(store.address() for store in self.stores)
 
-    def latest(self, database: str | None = None, *, usable: bool = True) -> Backup:
-        """The newest backup by snapshot time; with `usable`, the newest with a copy that can be used.
+    def latest(
+        self, database: str | None = None, *, usable: bool = True, until: datetime | None = None
+    ) -> Backup:
+        """The newest backup by snapshot time, `until` one at the latest; with `usable`, the newest with a
+        copy that can be used.
 
         Raises BackupNotFound.
         """
-        for found in self.newest_first(database, usable=usable):
+        for found in self.newest_first(database, usable=usable, until=until):
             return found
         for error in self._missed.values():
             raise error
@@ -197,17 +201,22 @@ class Catalog:
             hint="make one with backup-dag backup, or look elsewhere (BACKUP_DIR, AWS_S3_BUCKET)",
         )
 
-    def newest_first(self, database: str | None = None, *, usable: bool = True) -> Iterator[Backup]:
-        """Every backup, loaded as it is asked for; with `usable`, those with a copy that can be used."""
+    def newest_first(
+        self, database: str | None = None, *, usable: bool = True, until: datetime | None = None
+    ) -> Iterator[Backup]:
+        """Every backup, loaded as it is asked for; with `usable`, those with a copy that can be used; with
+        `until`, those that are not dated later."""
         for backup in self.survey(database).ids:
+            if until is not None and backup.time > until:
+                continue
             found = self.load(backup)
             if not usable or any(not copy.fault for copy in found.copies):
                 yield found
 
-    def nights(self, database: str) -> Iterator[Backup]:
+    def nights(self, database: str, until: datetime | None = None) -> Iterator[Backup]:
         """The backups that count for their day, the newest first, loaded as they are asked for; those that
         cannot be used among them, where it can be known of what day they are."""
-        for backup in self.newest_first(database, usable=False):
+        for backup in self.newest_first(database, usable=False, until=until):
             manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
             if manifest is not None and manifest.is_of_a_night:
                 yield backup

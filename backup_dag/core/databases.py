@@ -87,31 +87,56 @@ def configured(settings: Settings, env_file: Path | None = Path(".env")) -> tupl
         ConfigurationError: there is none, two share a name, a url is malformed, or the file is bad
             (then the line and the key are named).
     """
-    found = []
+    usable, faults = told_apart(settings, env_file)
+    for fault in faults.values():
+        raise fault
+    return usable
+
+
+def told_apart(
+    settings: Settings, env_file: Path | None = Path(".env")
+) -> tuple[tuple[Database, ...], dict[str, ConfigurationError]]:
+    """The databases that can be used, and why others cannot: by their names, or DATABASE_URL's own.
+
+    For whoever looks after all of them, and must not be kept from it by one. Raises ConfigurationError:
+    there is none, two share a name, or the file as a whole cannot be read.
+    """
+    found: list[Database] = []
+    faults: dict[str, ConfigurationError] = {}
     defaults: dict[str, Any] = {
         "format": settings.backup_format,
         "compression_level": settings.backup_compression_level,
     }
     if settings.database_url is not None:
-        url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
-        found.append(
-            Database(name=_name_of(Address.of(url).dbname), url=SecretStr(url), plan=Plan(**defaults))
-        )
+        try:
+            url = _checked_url(settings.database_url.get_secret_value(), "DATABASE_URL")
+            name = _name_of(Address.of(url).dbname)
+            found.append(Database(name=name, url=SecretStr(url), plan=Plan(**defaults)))
+        except ConfigurationError as error:
+            faults["DATABASE_URL"] = error
     given = settings.backup_config != Path("backup.toml")
-    found += _from_file(settings.backup_config, defaults, env_file, given=given)
-    if not found:
+    text, tables = _tables(settings.backup_config, given=given)
+    for name, table in tables.items():
+        try:
+            found.append(_one(settings.backup_config, text, name, table, defaults, env_file))
+        except ConfigurationError as error:
+            faults[name] = error
+    _check_names(settings, [database.name for database in found] + [*faults])
+    return tuple(found), faults
+
+
+def _check_names(settings: Settings, names: Sequence[str]) -> None:
+    if not names:
         raise ConfigurationError(
             f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
             hint="set DATABASE_URL=postgresql://user:password@host:5432/name in the environment or .env",
         )
-    names = [database.name for database in found]
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
                 f"two databases are called {name!r}",
                 hint=f"give one of them another name in {settings.backup_config} ([databases.NAME])",
             )
-    return tuple(found)
 
 
 def choose(databases: Sequence[Database], name: str | None) -> Database:
@@ -133,7 +158,8 @@ def whole_database(like: Database, address: Address) -> Database:
     return Database(name=name, url=SecretStr(address.with_password()), plan=plan)
 
 
-def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None, *, given: bool) -> list[Database]:
+def _tables(path: Path, *, given: bool) -> tuple[str, dict[str, Any]]:
+    """The file's text, and its tables by the databases' names."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -142,7 +168,7 @@ def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None, *, g
                 f"there is no {path}",
                 hint="see BACKUP_CONFIG, which names it; leave it out to use DATABASE_URL alone",
             ) from None
-        return []
+        return "", {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None
     try:
@@ -150,7 +176,7 @@ def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None, *, g
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}", hint="mend that line") from None
     if path == Path(os.devnull):
-        return []
+        return "", {}
     for key in document:
         if key != "databases":
             raise ConfigurationError(
@@ -160,7 +186,7 @@ def _from_file(path: Path, defaults: dict[str, Any], env_file: Path | None, *, g
     tables = document.get("databases")
     if not isinstance(tables, dict):
         raise ConfigurationError(f"{path} has no [databases.NAME] table", hint="add one for each database")
-    return [_one(path, text, name, table, defaults, env_file) for name, table in tables.items()]
+    return text, tables
 
 
 def _one(

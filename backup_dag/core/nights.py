@@ -22,6 +22,9 @@ SLACK = timedelta(hours=2)
 """By how much a backup may be older than the RPO: one a night is a day and its own length apart, and an hour
 more where clocks are put back."""
 
+CLOCKS_APART = timedelta(hours=1)
+"""By how much a backup may be dated ahead of this machine's clock; beyond that, a clock is wrong."""
+
 LOOK_BACK = timedelta(days=7)
 """How far back days without a backup are looked for."""
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from backup_dag import __version__
+from backup_dag.core import journal
 from backup_dag.core.audit import audited
 from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores, verification
 from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
@@ -21,6 +22,7 @@ from backup_dag.core.manifest import (
     Manifest,
     Verification,
 )
+from backup_dag.core.nights import CLOCKS_APART
 from backup_dag.core.reading import dump_text, read_back
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import checksum_file, compare
@@ -72,7 +74,8 @@ def verify_latest(
     Raises:
         BackupNotFound: there is none, or the bucket lacks it. Otherwise as `examine`.
     """
-    for backup in Catalog(open_stores(settings)).nights(database):
+    catalog = Catalog(open_stores(settings))
+    for backup in catalog.nights(database, until=before_the_future(catalog, database)):
         wanted = "s3" if settings.aws_s3_bucket else "local"
         for copy in backup.copies:
             if copy.store.label == wanted:
@@ -82,6 +85,22 @@ def verify_latest(
             hint="materialize s3_copy of its day, or run backup-dag backup, which makes up for it",
         )
     raise BackupNotFound(f"there is no backup of {database}", hint="make one: backup-dag backup")
+
+
+def latest_to_verify(settings: Settings, database: str | None) -> Backup:
+    """A database's newest backup, broken or not, since that is the question. Raises BackupNotFound."""
+    catalog = Catalog(open_stores(settings))
+    return catalog.latest(database, usable=False, until=before_the_future(catalog, database))
+
+
+def before_the_future(catalog: Catalog, database: str | None) -> datetime:
+    """Until when a backup may be dated to be taken for the latest. Says which of them are dated later: one
+    that a wrong clock dated so would be verified every night, and none of those that are made."""
+    until = datetime.now(UTC) + CLOCKS_APART
+    for backup in catalog.survey(database).ids:
+        if backup.time > until:
+            journal.say(f"{backup} is dated in the future, and is passed over: a clock is wrong, or was")
+    return until
 
 
 def check_day(settings: Settings, database: str, day: str | None) -> tuple[Backup, Copy, Check]:

@@ -86,7 +86,8 @@ def specs_of_the_dump(database: Database) -> list[AssetCheckSpec]:
 
 
 def verdicts_on_the_dump(settings: Settings, made: Manifest, before: Sequence[Manifest]) -> list[Verdict]:
-    """The answers to those. Warnings all but the RPO: the backup is whole, and odd."""
+    """The answers to those. Warnings all of them: the backup is whole, and odd; and that it came late is past
+    by now."""
     raw_dump, backup = AssetKey([made.database, "raw_dump"]), {"backup": made.backup}
     size, rows = changes(settings, made, before)
     outside = night(settings, made.partition_day).reason_outside(made.snapshot_time)
@@ -104,10 +105,10 @@ def _on_the_rpo(settings: Settings, made: Manifest, before: Sequence[Manifest]) 
     asset, backup = AssetKey([made.database, "raw_dump"]), {"backup": made.backup}
     since = gap(made, before)
     if since is None:
-        return Verdict(asset, RPO, True, "the first backup: there is none before it", metadata=backup)
+        return Verdict(asset, RPO, True, "the first backup: there is none before it", True, backup)
     said = f"{since} after the one before (RPO {settings.backup_rpo}, and {SLACK} for the night itself)"
     metadata = {**backup, "hours": round(since / timedelta(hours=1), 3)}
-    return Verdict(asset, RPO, since <= settings.backup_rpo + SLACK, said, metadata=metadata)
+    return Verdict(asset, RPO, since <= settings.backup_rpo + SLACK, said, True, metadata)
 
 
 def _finite(percent: float) -> float:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster import (
+    AssetCheckEvaluation,
     AssetCheckExecutionContext,
     AssetCheckResult,
     AssetChecksDefinition,
@@ -36,10 +37,13 @@ from dagster import (
 
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import Database
+from backup_dag.core.errors import BackupDagError
+from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching import watch
 from backup_dag.core.watching.alerts import Alert, deliver, protection
-from backup_dag.defs.checks import ALERTS, Verdict
+from backup_dag.core.watching.concerns import KEEP_THE_OTHER
+from backup_dag.defs.checks import ALERTS, CHECKSUM, CONTENT, Verdict
 from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.runs import database_of
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
@@ -64,6 +68,8 @@ def latest_backup(
             looked = watch.look(settings, clock())
         for concern in looked.concerns:
             context.log.warning(concern.happened)
+        if looked.unkept is not None:
+            context.log.error(str(looked.unkept))
         waiting = watch.waiting(settings)
         changed = looked.told or waiting != json.loads(context.cursor or "[]")
         events = [_delivery(each, waiting).evaluation() for each in databases if changed]
@@ -138,9 +144,9 @@ def _on(
     )
     def tell(context: RunStatusSensorContext) -> SkipReason:
         run, instance = context.dagster_run, context.instance
-        happened, advice = bad_news(instance, run)
+        happened, advice = bad_news(settings, instance, run)
         if not happened:
-            return SkipReason("all its checks passed")
+            return SkipReason("all its checks passed, or latest_backup tells of them")
         database = database_of(run, databases)
         alert = Alert(
             "failed",
@@ -160,19 +166,24 @@ def _on(
     return tell
 
 
-def bad_news(instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
-    """What is to be told of a run that has ended, and what to do about it; "" where it went well."""
-    checks, what = list(_failed_checks(instance, run))[:_MOST_SAID], _called(run)
+def bad_news(settings: Settings, instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
+    """What is to be told of a run that has ended, and what to do about it; "" where it went well, or where
+    what is wrong is told by `latest_backup`."""
+    checks, what = list(_failed_checks(instance, run)), _called(run)
+    damage = any(each.check_name in (CHECKSUM, CONTENT) for each in checks)
     if run.status == DagsterRunStatus.SUCCESS:
-        if not checks:
+        said = [_said(each) for each in checks if not _is_recorded(settings, each)][:_MOST_SAID]
+        if not said:
             return "", ""
-        return f"checks failed in {what}: {'; '.join(checks)}", "look at the backup named there"
+        advice = KEEP_THE_OTHER if damage else "look at the backup named there"
+        return f"checks failed in {what}: {'; '.join(said)}", advice
     if run.status == DagsterRunStatus.CANCELED:
         return f"{what} was cancelled", "launch it again, unless that was meant"
     failures = list(_failures(instance, run))[:_MOST_SAID]
-    happened = "; ".join([said for said, _ in failures] + checks) or "it ended without saying why"
-    advice = next((hint for _, hint in failures if hint), "see the run's log, and backup-dag doctor")
-    return f"{what} failed: {happened}", advice
+    said = [said for said, _ in failures] + [_said(each) for each in checks[:_MOST_SAID]]
+    advice = KEEP_THE_OTHER if damage else "see the run's log, and backup-dag doctor"
+    advice = next((hint for _, hint in failures if hint), advice)
+    return f"{what} failed: {'; '.join(said) or 'it ended without saying why'}", advice
 
 
 def _called(run: DagsterRun) -> str:
@@ -196,13 +207,31 @@ def _failures(instance: DagsterInstance, run: DagsterRun) -> Iterator[tuple[str,
             yield f"{entry.step_key}: {kind}", ""
 
 
-def _failed_checks(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:
+def _failed_checks(instance: DagsterInstance, run: DagsterRun) -> Iterator[AssetCheckEvaluation]:
     """Those that are errors. A warning is to be seen, and of sizes `core.watch` tells; that alerts do not
     arrive cannot be told by one."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
         found: Any = entry.get_dagster_event().asset_check_evaluation_data
         if not found.passed and found.severity == AssetCheckSeverity.ERROR and found.check_name != ALERTS:
-            yield f"{found.check_name} of {found.asset_key.to_user_string()}: {found.description or 'failed'}"
+            yield found
+
+
+def _said(check: AssetCheckEvaluation) -> str:
+    return f"{check.check_name} of {check.asset_key.to_user_string()}: {check.description or 'failed'}"
+
+
+def _is_recorded(settings: Settings, check: AssetCheckEvaluation) -> bool:
+    """Whether it stands beside the copy that it is about: then it is found there, and told as damage."""
+    named = check.metadata.get("backup")
+    backup = BackupId.parse(str(named.value)) if named else None
+    if check.check_name not in (CHECKSUM, CONTENT) or backup is None:
+        return False
+    label = "s3" if check.asset_key.path[-1] == "s3_copy" else "local"
+    try:
+        copies = Catalog(open_stores(settings)).load(backup).copies
+    except BackupDagError:
+        return False
+    return any(each.store.label == label and each.verdict and not each.verdict.passed for each in copies)
 
 
 def _protection(settings: Settings, database: str | None) -> str:

@@ -115,4 +115,4 @@ def test_whether_a_snapshot_lies_in_its_night_is_said_in_words(settings: Setting
     assert found.reason_outside(found.due + timedelta(hours=6)) == ""
     assert found.reason_outside(found.due - timedelta(minutes=5)) == "5 min before it was due"
     assert "after it was due" in found.reason_outside(found.due + timedelta(hours=7))
-    assert "2 h 00 min after its day had ended" in found.reason_outside(found.ends + timedelta(hours=2))
+    assert "2 h after its day had ended" in found.reason_outside(found.ends + timedelta(hours=2))

@@ -11,7 +11,7 @@ from itertools import islice
 
 from backup_dag.core import nights
 from backup_dag.core.catalog import Backup, Catalog
-from backup_dag.core.errors import BackupDagError
+from backup_dag.core.errors import BackupDagError, ConfigurationError, DiskError
 from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
@@ -21,9 +21,12 @@ from backup_dag.core.watching.usual import NIGHTS, judged
 _OFF_SITE_WITHIN = timedelta(hours=2)
 _VERIFIED_WITHIN = timedelta(hours=5)  # after the hour of the nightly verification
 _STORE_AWAY_FOR = timedelta(hours=1)
-_CLOCKS_APART = timedelta(hours=1)
 _A_DAY = timedelta(days=1)
 _MOST = 200  # backups that are looked at for the days that have one; a week of hourly ones
+
+
+KEEP_THE_OTHER = "keep the other copy if there is one; make a backup now, and look at the disk or the bucket"
+"""What to do about a copy that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime)
     Raises StoreError, DiskError: no store could be asked, so nothing is known.
     """
     found = _recent(catalog, database, now)
-    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + _CLOCKS_APART]
+    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + nights.CLOCKS_APART]
     yield from _overdue(settings, catalog, found, known, database, now)
+    yield from _ahead(found, database, now)
     for backup in found:
         yield from _damaged(backup, database)
     for latest in known[:1]:
@@ -77,6 +81,20 @@ def out_of_reach(away: Mapping[str, BackupDagError], now: datetime) -> Iterator[
     """The stores that could not be asked, by their labels: told once they have been away for a while."""
     for label, error in away.items():
         yield Concern("out of reach", None, label, error.message, now, error.hint, patience=_STORE_AWAY_FOR)
+
+
+def misconfigured(name: str, error: ConfigurationError, now: datetime) -> Concern:
+    """A database cannot be backed up, since its settings cannot be used. By name it can be looked at all the
+    same; not so that of DATABASE_URL, whose name stands in what cannot be used."""
+    said = f"the configuration of {name} cannot be used: {error.message}"
+    database = None if name == "DATABASE_URL" else name
+    return Concern("failed", database, "configuration", said, now, error.hint)
+
+
+def unwritable(error: DiskError, now: datetime) -> Concern:
+    """What was told cannot be written down in BACKUP_DIR, where no backup can be written either then."""
+    said = f"{error.message}; so no backup can be made there, and what is told now is told again"
+    return Concern("out of reach", None, "BACKUP_DIR", said, now, error.hint)
 
 
 def missed_nights(settings: Settings, database: str, catalog: Catalog, now: datetime) -> nights.Missed:
@@ -140,6 +158,18 @@ def _overdue(
         yield Concern("overdue", database, "", said, made + settings.backup_rpo, advice, patience)
 
 
+def _ahead(found: Sequence[Backup], database: str, now: datetime) -> Iterator[Concern]:
+    """One concern, however many are dated so: until that time has come, or they have been removed."""
+    ahead = [backup for backup in found if backup.id.time > now + nights.CLOCKS_APART]
+    for newest in ahead[:1]:
+        said = f"{newest.id} is dated in the future: a clock is wrong, or was"
+        advice = (
+            "set the clocks of the database's server and of this machine; restore asks for the backup by its"
+            " id then, since the latest may not be what it seems"
+        )
+        yield Concern("ahead", database, "", said, now, advice)
+
+
 def _unverified(
     settings: Settings, known: Sequence[Backup], database: str, now: datetime
 ) -> Iterator[Concern]:
@@ -176,7 +206,7 @@ def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
                 f"{backup.id} in {copy.store.label}",
                 f"a copy of {backup.id} is damaged: {why}",
                 verdict.time if verdict else backup.id.time,
-                "keep the other copy if there is one; make a backup now, and look at the disk or the bucket",
+                KEEP_THE_OTHER,
                 backup=str(backup.id),
             )
 

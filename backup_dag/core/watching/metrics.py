@@ -5,9 +5,10 @@ each store's listing once, and at a few manifests of each database.
 """
 
 import os
+import stat
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,15 +20,15 @@ from prometheus_client.metrics_core import Metric
 
 from backup_dag.core.audit import entries
 from backup_dag.core.catalog import Backup, Catalog, open_stores, verification
-from backup_dag.core.databases import configured
+from backup_dag.core.databases import told_apart
 from backup_dag.core.errors import BackupNotFound, ConfigurationError, DiskError, StoreError
 from backup_dag.core.manifest import MANIFEST, VERIFICATION, BackupId
+from backup_dag.core.nights import CLOCKS_APART
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from backup_dag.core.work import disk_error
 
-_MOST_LOADED = 8  # backups of each database, with their manifests
-_MOST_LOOKED_AT = 60  # and notes of checks beside them, where a proven one may be some weeks old
+_MOST_LOOKED_AT = 60  # backups of each database: the newest may be bad, and a proven one some weeks old
 _DURATIONS = ("backup", "verify", "restore")
 _STANDINGS: dict[str, Callable[[Backup], bool]] = {
     "good": lambda backup: backup.good,
@@ -50,8 +51,16 @@ def registry(settings: Settings) -> CollectorRegistry:
 
 
 def write(made: CollectorRegistry, path: Path) -> None:
-    """Writes it for others to read (0644), whole: they find the old numbers or the new. Raises DiskError."""
+    """Writes it for others to read (0644), whole: they find the old numbers or the new.
+
+    Raises DiskError: also where anything but a file has that name, since it would be replaced.
+    """
     try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise DiskError(
+                f"writing {path} failed: it is no regular file, and would be replaced by one",
+                hint="name a new file, or one of ours; without --output the numbers are printed",
+            )
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             new = Path(file.name)
             try:
@@ -105,7 +114,8 @@ def _of_stores(settings: Settings) -> Iterator[Metric]:
     listings = [_listed(store) for store in open_stores(settings)]
     names = {backup.database for listing in listings for backup in listing.backups}
     with suppress(ConfigurationError):  # on a server with nothing but the bucket
-        names |= {database.name for database in configured(settings)}
+        usable, faults = told_apart(settings)
+        names |= {database.name for database in usable} | (faults.keys() - {"DATABASE_URL"})
     yield from _stock(listings, sorted(names))
     yield from _newest_ones(listings, sorted(names))
 
@@ -128,7 +138,8 @@ def _stock(listings: list[_Listing], names: list[str]) -> Iterator[Metric]:
 
 
 def _newest_ones(listings: list[_Listing], names: list[str]) -> Iterator[Metric]:
-    """The newest backup of each standing. One that there is not is absent, and no zero."""
+    """The newest backup of each standing, of those that count for a day. One that there is not is absent, and
+    no zero; those that are dated in the future are none of them, and are counted."""
     labels, which = ("database", "standing"), "of the newest backup that is good, verified or proven"
     time = _gauge("newest_snapshot_timestamp_seconds", f"Snapshot time {which}.", *labels)
     age = _gauge("newest_age_seconds", f"Age of the snapshot {which}.", *labels)
@@ -136,36 +147,38 @@ def _newest_ones(listings: list[_Listing], names: list[str]) -> Iterator[Metric]
     off_site = _gauge(
         "newest_off_site", "Whether the newest good backup has a good copy off-site.", "database"
     )
-    now, up = datetime.now(UTC).timestamp(), [listing for listing in listings if listing.up]
-    for name in names:
-        found = _newest(up, name)
+    ahead = _gauge("dated_in_the_future", "Backups that a wrong clock dated in the future.", "database")
+    now, up = datetime.now(UTC), [listing for listing in listings if listing.up]
+    for name in names if up else []:
+        ids = sorted({backup for listing in up for backup in listing.of(name)}, reverse=True)
+        present = [backup for backup in ids if backup.time <= now + CLOCKS_APART]
+        ahead.add_metric([name], len(ids) - len(present))
+        found = _newest(up, present)
         for standing, backup in found.items():
             taken = backup.manifest.snapshot_time.timestamp()
             time.add_metric([name, standing], taken)
-            age.add_metric([name, standing], now - taken)
+            age.add_metric([name, standing], max(0.0, now.timestamp() - taken))
             size.add_metric([name, standing], backup.manifest.artifact.bytes)
         if "good" in found and any(listing.store.label != "local" for listing in up):
             there = any(copy.good and copy.store.label != "local" for copy in found["good"].copies)
             off_site.add_metric([name], float(there))
-    yield from (time, age, size, off_site)
+    yield from (time, age, size, off_site, ahead)
 
 
-def _newest(listings: list[_Listing], name: str) -> dict[str, Backup]:
-    """By standing. Loads those that promise to be what is still looked for."""
+def _newest(listings: list[_Listing], ids: Sequence[BackupId]) -> dict[str, Backup]:
+    """By standing, out of ids that come newest first. Loads those that promise to be what is looked for."""
     catalog = Catalog([listing.store for listing in listings])
-    ids = sorted({backup for listing in listings for backup in listing.of(name)}, reverse=True)
     found: dict[str, Backup] = {}
-    loaded = 0
     for backup in ids[:_MOST_LOOKED_AT]:
         wanted = _STANDINGS.keys() - found.keys()
-        if not wanted or loaded == _MOST_LOADED:
+        if not wanted:
             break
         if "good" not in wanted and not _promises(listings, backup, wanted):
             continue
-        loaded += 1
         with suppress(BackupNotFound, StoreError, DiskError):  # cleaned up, or cut off, meanwhile
             there = catalog.load(backup)
-            found |= {standing: there for standing in wanted if _STANDINGS[standing](there)}
+            if there.good and there.manifest.is_of_a_night:
+                found |= {standing: there for standing in wanted if _STANDINGS[standing](there)}
     return found
 
 

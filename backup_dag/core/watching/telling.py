@@ -1,9 +1,12 @@
 """What was told and what is still to be told, kept in BACKUP_DIR: so that the daemon's sensor and a cron line
 say a thing once between them, to each receiver, and what one could not be told waits for it.
+
+Where it cannot be kept there, this process alone remembers it: another one tells it again, since a disk that
+is full is no reason for silence.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from backup_dag.core.watching.delivery import receivers
 from backup_dag.core.work import disk_error, new_file, one_at_a_time
 
 _STATE = ".watch.json"
-_MOST_WAITING = 100
+_MOST_WAITING = 2000  # alerts; far more than there are databases
 
 
 class Seen(BaseModel):
@@ -56,6 +59,7 @@ class Book:
 
     def __init__(self, settings: Settings, path: Path) -> None:
         self._settings, self._path = settings, path
+        self.fault: DiskError | None = None  # why it cannot be kept, if it could not the last time
         state = _read(path)
         self.seen, self._waiting = state.seen, state.waiting
         self._names = [receiver.name for receiver in receivers(settings)]
@@ -64,24 +68,26 @@ class Book:
     def has_receivers(self) -> bool:
         return bool(self._names)
 
-    def add(self, alert: Alert) -> None:
-        """Something to be told, to everyone, after what waits already."""
-        self._waiting = [*self._waiting, Waiting(alert=alert)][-_MOST_WAITING:]
+    def add(self, alert: Alert) -> bool:
+        """Something to be told, to everyone, after what waits already. False where too much waits: then it is
+        not in the book, and must not be taken for told."""
+        if len(self._waiting) >= _MOST_WAITING:
+            return False
+        self._waiting.append(Waiting(alert=alert))
+        return True
 
     def send(self) -> Sent:
         """Tells what waits, the oldest first. Who could not be reached is not tried again this time, since
-        it takes half a minute to find a server down; and keeps nothing from the others.
-
-        Raises DiskError, before anything is told, where it cannot be kept that it was.
-        """
+        it takes half a minute to find a server down; and keeps nothing from the others."""
         sent, down = Sent(), set[str]()
         self.keep()
         for each in list(self._waiting):
-            if set(self._names) - set(each.told) - down:
+            missing = set(self._names) - set(each.told)
+            if missing - down:
                 self._tell(each, down, sent)
             if set(self._names) <= set(each.told):
                 self._waiting.remove(each)
-            with suppress(DiskError):  # it is tried again at the end
+            if missing - down or not missing:
                 self.keep()
         return sent
 
@@ -96,7 +102,7 @@ class Book:
         sent.told += [each.alert] if told else []
 
     def keep(self) -> None:
-        """Writes it down; whole, or as it was. Raises DiskError."""
+        """Writes it down, whole or as it was; `fault` says why it could not be."""
         state, beside = _State(seen=self.seen, waiting=self._waiting), self._path.with_suffix(".new")
         try:
             beside.unlink(missing_ok=True)
@@ -104,14 +110,24 @@ class Book:
                 file.write(state.model_dump_json(indent=1).encode())
             beside.replace(self._path)
         except OSError as error:
-            raise disk_error(f"writing {self._path}", error) from error
+            self.fault, _unkept[self._path] = disk_error(f"writing {self._path}", error), state
+        else:
+            self.fault = None
+            _unkept.pop(self._path, None)
+
+
+_unkept: dict[Path, _State] = {}
+"""What could not be written down; newer than what is."""
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Book]:
-    """The book, kept when the block ends; others wait for their turn. Raises DiskError."""
-    with one_at_a_time(settings.backup_dir, "watch"):
+    """The book, kept when the block ends; others wait for their turn, where there is a disk to agree on."""
+    with ExitStack() as turn:
+        with suppress(DiskError):  # as the book finds too, and says
+            turn.enter_context(one_at_a_time(settings.backup_dir, "watch"))
         book = Book(settings, settings.backup_dir / _STATE)
+        book.keep()
         yield book
         book.keep()
 
@@ -126,6 +142,8 @@ def waiting(settings: Settings) -> list[str]:
 
 def _read(path: Path) -> _State:
     """Nothing where it cannot be read: better told twice than never."""
+    if path in _unkept:
+        return _unkept[path].model_copy(deep=True)
     with suppress(OSError, ValidationError):
         return _State.model_validate_json(path.read_bytes())
     return _State()

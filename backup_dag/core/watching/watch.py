@@ -3,19 +3,19 @@
 What could not be delivered is tried again at the next look.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from backup_dag.core.catalog import Backup, Catalog, open_stores
-from backup_dag.core.databases import Database, configured
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.databases import Database, told_apart
 from backup_dag.core.errors import BackupDagError, DeliveryFailed, DiskError
 from backup_dag.core.manifest import BackupId
-from backup_dag.core.nights import SLACK
+from backup_dag.core.nights import CLOCKS_APART, SLACK
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protection
-from backup_dag.core.watching.concerns import Concern, concerns, out_of_reach
-from backup_dag.core.watching.telling import Book, Seen, Sent, opened, waiting
+from backup_dag.core.watching.concerns import Concern, concerns, misconfigured, out_of_reach, unwritable
+from backup_dag.core.watching.telling import Book, Seen, opened, waiting
 
 __all__ = ["Looked", "beat", "digest", "look", "tell", "waiting"]
 
@@ -26,24 +26,28 @@ _MOST_NAMED = 10
 
 @dataclass
 class Looked:
-    """One look: what is wrong, whom it was told, and what could not be delivered, in words."""
+    """One look: what is wrong, whom it was told, and what could not be delivered, in words. `unkept` is
+    why it will be told again: that it was told could not be written down."""
 
     concerns: list[Concern] = field(default_factory=list)
     told: list[Alert] = field(default_factory=list)
     undelivered: list[str] = field(default_factory=list)
+    unkept: DiskError | None = None
 
 
 def look(settings: Settings, now: datetime) -> Looked:
     """Looks at every configured database, and tells what has changed since the last look.
 
-    While a store does not answer, nothing becomes well again. Raises:
-        DiskError: what was told cannot be kept, so nothing is. ConfigurationError: no database.
+    While a store does not answer, nothing becomes well again. Where BACKUP_DIR cannot be written, that is a
+    concern too, and everything is told all the same. Raises ConfigurationError: no database.
     """
     with opened(settings) as book:
         eye = _Look(settings, now)
+        if book.fault is not None:
+            eye.found.append(unwritable(book.fault, now))
         eye.note(book)
         sent = book.send()
-    return Looked(eye.found, sent.told, sent.undelivered)
+    return Looked(eye.found, sent.told, sent.undelivered, book.fault)
 
 
 def tell(settings: Settings, alert: Alert) -> list[str]:
@@ -52,21 +56,15 @@ def tell(settings: Settings, alert: Alert) -> list[str]:
     Whom it did not reach it waits for, and every later look tries again. Where that cannot be noted (the disk
     may be what it is about), it is told all the same.
     """
-    sent = Sent()
+    with opened(settings) as book:
+        if book.has_receivers and book.add(alert):
+            sent = book.send()
+            return sent.undelivered + ([book.fault.message] if book.fault else [])
     try:
-        with opened(settings) as book:
-            if book.has_receivers:
-                book.add(alert)
-                sent = book.send()
-                return sent.undelivered
-    except DiskError as error:
-        sent.undelivered.append(error.message)
-    if alert not in sent.told:
-        try:
-            deliver(settings, alert)
-        except DeliveryFailed as failed:
-            sent.undelivered.append(failed.message)
-    return sent.undelivered
+        deliver(settings, alert)
+    except DeliveryFailed as failed:
+        return [failed.message]
+    return []
 
 
 class _Look:
@@ -75,10 +73,14 @@ class _Look:
     def __init__(self, settings: Settings, now: datetime) -> None:
         self._now = now
         self._catalog = Catalog(open_stores(settings))
-        self.databases = [database.name for database in configured(settings)]
+        usable, faults = told_apart(settings)
+        self.databases = _names(usable, faults)
         self.by_name = {name: list(self._of(settings, name)) for name in self.databases}
-        self.away = list(out_of_reach(self._catalog.away, now))
-        self.found = [concern for found in self.by_name.values() for concern in found] + self.away
+        of_all = list(out_of_reach(self._catalog.away, now))
+        for name, fault in faults.items():
+            self.by_name.get(name, of_all).append(misconfigured(name, fault, now))
+        self.of_all = of_all
+        self.found = [concern for found in self.by_name.values() for concern in found] + of_all
 
     def _of(self, settings: Settings, database: str) -> Iterator[Concern]:
         """A database's concerns; that it cannot be looked at is one, since silence would look like health."""
@@ -97,8 +99,7 @@ class _Look:
             seen = book.seen.setdefault(concern.key, _new(concern, self._now))
             seen.first = min(seen.first, self._now)  # a clock that was ahead
             if not seen.told and book.has_receivers and self._now - seen.first >= concern.patience:
-                seen.told = True
-                book.add(self._alert(concern))
+                seen.told = book.add(self._alert(concern))
         for key in book.seen.keys() - {concern.key for concern in self.found}:
             self._over(book, key)
 
@@ -108,9 +109,9 @@ class _Look:
         configured = seen.database is None or seen.database in self.databases
         if configured and (self._is_unsure(seen) or self._may_come_back(seen)):
             return
-        del book.seen[key]
-        if configured and seen.told and seen.may_end and book.has_receivers and self._is_well(seen):
-            book.add(self._well_again(seen))
+        is_over = configured and seen.told and seen.may_end and book.has_receivers and self._is_well(seen)
+        if not is_over or book.add(self._well_again(seen)):
+            del book.seen[key]
 
     def _is_unsure(self, seen: Seen) -> bool:
         """Whether it may only not have been found because not everything could be asked."""
@@ -152,7 +153,12 @@ class _Look:
         for name, found in self.by_name.items():
             yield f"{name}: {self._protection(name)}"
             yield from (f"  ! {concern.happened}" for concern in found)
-        yield from (f"! {concern.happened}" for concern in self.away)
+        yield from (f"! {concern.happened}" for concern in self.of_all)
+
+
+def _names(usable: Sequence[Database], faults: Collection[str]) -> list[str]:
+    """The databases whose backups can be looked at: for that, a name is enough."""
+    return [each.name for each in usable] + [name for name in faults if name != "DATABASE_URL"]
 
 
 def _new(concern: Concern, now: datetime) -> Seen:
@@ -175,22 +181,24 @@ def digest(settings: Settings, now: datetime) -> Alert:
     return Alert("digest", None, happened, now, "\n" + "\n".join(eye.summary()))
 
 
-def beat(settings: Settings, now: datetime) -> list[str]:
+def beat(settings: Settings, now: datetime, but: Collection[str] = ()) -> list[str]:
     """Pings the dead man's switch for the databases that are well off-site; returns their names.
 
-    Well: the latest backup is young enough, and its off-site copy was read to its end. An address without
-    {database} in it is pinged only where all of them are.
+    Well: the latest backup is young enough, not dated in the future, and its off-site copy was read to its
+    end; none that is newer has a manifest that nobody can read. `but` are those that are known not to be
+    well, whatever was recorded. An address without {database} in it is pinged only where all of them are.
 
     Raises DeliveryFailed where one could not be reached, once all have been tried.
     """
     if settings.backup_heartbeat_url is None:
         return []
     catalog = Catalog(open_stores(settings))
-    databases = configured(settings)
-    well = [each.name for each in databases if _is_well_off_site(settings, catalog, each, now)]
+    usable, faults = told_apart(settings)
+    names = _names(usable, faults)
+    well = [each for each in names if each not in but and _is_well_off_site(settings, catalog, each, now)]
     if "{database}" in settings.backup_heartbeat_url.get_secret_value():
         _ping(settings, well)
-    elif len(well) == len(databases):
+    elif len(well) == len(usable) + len(faults):
         _ping(settings, well[:1])
     else:
         return []
@@ -208,10 +216,14 @@ def _ping(settings: Settings, names: Sequence[str]) -> None:
         raise failed
 
 
-def _is_well_off_site(settings: Settings, catalog: Catalog, database: Database, now: datetime) -> bool:
-    latest: Backup | None = next(catalog.nights(database.name), None)
-    return (
-        latest is not None
-        and now - latest.manifest.snapshot_time <= settings.backup_rpo + SLACK
-        and any(copy.store.label == "s3" and copy.read_to_its_end for copy in latest.copies)
-    )
+def _is_well_off_site(settings: Settings, catalog: Catalog, database: str, now: datetime) -> bool:
+    for latest in catalog.newest_first(database, usable=False):
+        manifest = next((copy.manifest for copy in latest.copies if copy.manifest), None)
+        if manifest is None:  # it may be the night's
+            return False
+        if manifest.is_of_a_night:
+            age = now - manifest.snapshot_time
+            return -CLOCKS_APART <= age <= settings.backup_rpo + SLACK and any(
+                copy.store.label == "s3" and copy.read_to_its_end for copy in latest.copies
+            )
+    return False
