@@ -26,8 +26,8 @@ _MOST = 200  # backups that are looked at for the days that have one; a week of 
 
 
 KEEP_THE_OTHER = (
-    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look at"
-    " the disk or the bucket; once another copy is known to be good, remove this one's files by hand"
+    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
+    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand"
 )
 """What to do about a copy that is damaged."""
 
