@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     @field_validator("backup_rpo", "backup_late_grace")
     @classmethod
     def _of_a_length_that_means_something(cls, value: timedelta) -> timedelta:
-        """With none, every backup would be too old at once; beyond ten years, dates end that a calendar has."""
+        """With none, every backup would be too old at once; and a calendar's dates end somewhere."""
         if not timedelta() < value <= _LONGEST:
             raise ValueError(f"must be more than 0h, and at most {_LONGEST.days}d")
         return value
