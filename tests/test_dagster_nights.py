@@ -51,7 +51,7 @@ from backup_dag.defs.missed import missed_backups, next_attempt
 from backup_dag.defs.schedules import nightly_backup, nightly_verification
 from backup_dag.defs.watching import bad_news, latest_backup
 from demo.servers import S3Server, free_port
-from tests.cleaning import ids
+from tests.cleaning import checked, ids
 from tests.conftest import KEY, Terminal
 from tests.gate import Gate
 from tests.nights import PASSWORD, at, fill, made, of_shop
@@ -682,6 +682,89 @@ def test_a_backup_from_the_terminal_is_adopted_with_its_verification(
     assert found["content_verified"]
     assert records(instance, "raw_dump").metadata["why"].value == "manual"
     assert records(instance, "s3_copy").partition == today()
+
+
+def check_results(sensor: Ticking) -> dict[str, tuple[bool, str]]:
+    """What a tick reported of checks."""
+    found = [each for each in sensor.events if isinstance(each, AssetCheckEvaluation)]
+    assert len(found) == len({each.check_name for each in found})
+    return {each.check_name: (each.passed, str(each.description)) for each in found}
+
+
+def test_what_is_verified_later_is_adopted_too_and_once(
+    off_site: Settings, instance: DagsterInstance, work: Path
+) -> None:
+    local, bucket = open_stores(off_site)
+    older, newest = made(at(8)), made(at(9))
+    fill([local, bucket], work, [older, newest], level=None)
+    sensor = adopting(off_site, instance, at(25))
+    sensor.tick()
+    assert "content_verified" not in str(sensor.events)
+    sensor.tick()
+    assert sensor.events == []
+    bucket.put_note(newest.id.file("verify.json"), checked(newest, faults=["rows of t"]))
+    sensor.tick()
+    assert check_results(sensor) == {"content_verified": (False, "rows of t")}
+    sensor.tick()
+    assert sensor.events == []
+    bucket.put_note(older.id.file("verify.json"), checked(older))
+    sensor.tick()
+    assert sensor.events == [], "an older one's would stand for the newest one's"
+    cursor, sensor.cursor = sensor.cursor, None
+    for _ in range(3):
+        sensor.tick()
+        assert sensor.events == [], "the cursor was lost, and nothing else"
+    sensor.cursor = json.dumps({"shop": json.loads(cursor or "")["shop"]})  # of before there were notes
+    sensor.tick()
+    assert sensor.events == []
+
+
+def test_a_backup_of_a_run_of_dagsters_that_the_terminal_verifies_is_shown_as_verified(
+    backed: Settings,
+    terminal: Callable[[str], Terminal],
+    sample: str,
+    s3: S3Server,
+    instance: DagsterInstance,
+) -> None:
+    assert run(code_location(backed), instance, today()).success
+    clock = datetime.now(UTC)
+    defs = code_location(backed)
+    sensor = Ticking(adopt_backups(backed, configured(backed), lambda: clock), defs, instance)
+    for _ in range(2):
+        sensor.tick()
+        assert sensor.events == []
+    ours = terminal(sample)
+    ours.environment |= {**s3.environment(), "AWS_S3_BUCKET": str(backed.aws_s3_bucket)}
+    ours.environment |= {"BACKUP_DIR": str(backed.backup_dir)}
+    assert ours.run("verify").returncode == 0
+    sensor.tick()
+    assert sensor.events == [], "a run may be about to report it"
+    clock += 11 * MINUTE
+    sensor.tick()
+    assert check_results(sensor)["content_verified"][0]
+    sensor.tick()
+    assert sensor.events == []
+
+
+def test_a_copy_says_why_it_is_not_good_and_what_it_could_be_compared_with(
+    off_site: Settings, instance: DagsterInstance, work: Path
+) -> None:
+    """Both in the bucket alone, as after the loss of the machine."""
+    _, bucket = open_stores(off_site)
+    whole, damaged = made(at(8)), made(at(9))
+    fill([bucket], work, [whole])
+    fill([bucket], work, [damaged], level=None)
+    bucket.put_note(damaged.id.file("verify.json"), checked(damaged, faults=["rows of t"]))
+    sensor = adopting(off_site, instance, at(25))
+    sensor.tick()
+    said = [
+        (each.passed, str(each.description))
+        for each in sensor.events
+        if isinstance(each, AssetCheckEvaluation) and each.check_name == "present_and_equal"
+    ]
+    assert [passed for passed, _ in said] == [True, False]
+    assert "in the bucket, nothing here to compare it with" in said[0][1]
+    assert "did not pass its last check: rows of t" in said[1][1]
 
 
 def test_nothing_is_adopted_while_a_run_may_be_about_to_report_it(

@@ -699,6 +699,19 @@ def test_watch_as_a_document_and_its_exit_code_where_nobody_is_reached(run: Run)
     assert (code, json.loads(out)["told"]) == (0, [])
 
 
+def test_where_nobody_is_set_to_be_told_cron_has_something_to_mail(
+    run: Run, local: LocalStore, work: Path
+) -> None:
+    for words in ((), ("--json",)):
+        code, _, err = run(*words)
+        assert code == 0
+        assert "nobody is set to be told of this (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS):" in err
+        assert "there is no good backup of shop" in err
+        assert "→ backup-dag doctor" in err
+    fill([local], work, [made(datetime.now(at(1).tzinfo) - HOUR)])
+    assert run() == (0, "all is well\n", "")
+
+
 def test_a_digest_goes_out_whether_or_not_all_is_well(
     run: Run, web: Web, local: LocalStore, work: Path
 ) -> None:

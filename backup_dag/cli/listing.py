@@ -78,7 +78,11 @@ def _strips(
     recent = [backup for backup in ids if first <= backup.time <= now]
     names = [database] if database else sorted({backup.database for backup in ids})
     return {
-        name: strip([catalog.load(each) for each in recent if each.database == name], today(settings, now))
+        name: strip(
+            [catalog.load(each) for each in recent if each.database == name],
+            today(settings, now),
+            zone=settings.zone,
+        )
         for name in names
     }
 

@@ -9,6 +9,7 @@ from backup_dag.cli.group import EPILOG, Told, as_json, cli
 from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.settings import load
 from backup_dag.core.watching.alerts import deliver
+from backup_dag.core.watching.delivery import receivers
 from backup_dag.core.watching.watch import Looked, digest, look
 
 
@@ -20,7 +21,8 @@ def watch(summary: bool, as_json: bool) -> None:
 
     For cron, where no Dagster daemon runs. Overdue, unverified, damaged, not off-site, out of line in size,
     a night that was missed: each is told once (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS), and once more when
-    it is well again. The exit code is 0 where everyone was told, whatever there was to tell.
+    it is well again. The exit code is 0 where everyone was told, whatever there was to tell. Where nobody is
+    set to be told, what is wrong is said on stderr at each look, for cron to mail it.
     """
     settings, now = load(), datetime.now(UTC)
     if summary:
@@ -33,6 +35,10 @@ def watch(summary: bool, as_json: bool) -> None:
         terminal.document(_as_document(looked))
     else:
         _show(looked)
+    if looked.concerns and not receivers(settings):
+        terminal.say("nobody is set to be told of this (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS):")
+        for concern in looked.concerns:
+            terminal.say(f"  {concern.happened}\n  → {concern.advice}")
     if looked.undelivered:
         raise Told(DeliveryFailed.exit_code, "; ".join(looked.undelivered), hint="the next look tries again")
     if looked.unkept is not None:

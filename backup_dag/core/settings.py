@@ -19,6 +19,7 @@ from backup_dag.core.errors import ConfigurationError
 
 _LENGTH_OF_TIME = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d)", re.ASCII)
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
+_LONGEST = timedelta(days=3650)
 _UNITS = {"min": "minutes", "h": "hours", "d": "days"}
 
 
@@ -27,7 +28,10 @@ def _length_of_time(value: Any) -> Any:
         match = _LENGTH_OF_TIME.fullmatch(value.strip())
         if match is None:
             raise ValueError("not a length of time such as 90min, 36h or 2d")
-        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        try:
+            return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        except OverflowError:
+            raise ValueError("far too long") from None
     return value
 
 
@@ -150,6 +154,14 @@ class Settings(BaseSettings):
     def _without_secrets(cls, value: str | None) -> str | None:
         if value and "@" in value:
             raise ValueError("must not hold a user or password; see AWS_ACCESS_KEY_ID")
+        return value
+
+    @field_validator("backup_rpo", "backup_late_grace")
+    @classmethod
+    def _of_a_length_that_means_something(cls, value: timedelta) -> timedelta:
+        """With none, every backup would be too old at once; and a calendar's dates end somewhere."""
+        if not timedelta() < value <= _LONGEST:
+            raise ValueError(f"must be more than 0h, and at most {_LONGEST.days}d")
         return value
 
     @field_validator("backup_timezone")

@@ -28,11 +28,13 @@ from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata, runs
 from backup_dag.defs.assets import said_of
 from backup_dag.defs.missed import sensor_status
+from backup_dag.defs.rechecked import Rechecked
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
 
 _AT_A_TIME = 25  # backups a look, so that a long history does not hold up the daemon
 _PAGE = 500
 _SETTLED = timedelta(minutes=10)
+_NOTES = "notes of checks"  # in the cursor, beside the databases' names, none of which has a space
 _PATHS = ("path", "manifest_path")
 
 Event = AssetMaterialization | AssetCheckEvaluation
@@ -51,18 +53,23 @@ def adopt_backups(
         description="Reports backups that Dagster does not know as what they are: made, copied, checked.",
     )
     def adopt(context: SensorEvaluationContext) -> SensorResult | SkipReason:
-        seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        cursor = json.loads(context.cursor or "{}")
+        notes: dict[str, dict[str, str]] = cursor.pop(_NOTES, {})
+        seen: dict[str, list[str]] = cursor
         events: list[Event] = []
         with in_dagsters_words():
             for database in databases:
+                known = seen.get(database.name, [])
                 adopting = _Adopting(settings, context.instance, database, clock())
-                events += adopting.events(seen.get(database.name, []))
-                seen[database.name] = adopting.seen
-        cursor = json.dumps(seen)
+                events += adopting.events(known)
+                rechecked = Rechecked(settings, context.instance, database, clock())
+                events += rechecked.events(known, notes.get(database.name, {}))
+                seen[database.name], notes[database.name] = adopting.seen, rechecked.notes
+        left = json.dumps({**seen, _NOTES: notes})
         if not events:
-            context.update_cursor(cursor)
+            context.update_cursor(left)
             return SkipReason("Dagster knows every backup that there is")
-        return SensorResult(asset_events=events, cursor=cursor)
+        return SensorResult(asset_events=events, cursor=left)
 
     return adopt
 
@@ -160,11 +167,12 @@ class _Adopting:
 
     def _copy(self, backup: Backup) -> Iterator[Event]:
         manifest = backup.manifest
+        here = any(copy.store.label == "local" and copy.manifest for copy in backup.copies)
         for copy in backup.copies:
             if copy.store.label == "s3":
                 values = metadata.of_known_copy(manifest, copy.store.address(manifest.artifact.name))
                 yield _materialization(backup, "s3_copy", manifest.artifact.sha256, values)
-                yield checks.verdict_on_the_copy(manifest, copy).evaluation()
+                yield checks.verdict_on_the_copy(manifest, copy, here=here).evaluation()
 
 
 def _materialization(backup: Backup, asset: str, version: str, values: metadata.Values) -> Event:

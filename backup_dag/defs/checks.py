@@ -115,14 +115,23 @@ def _finite(percent: float) -> float:
     return round(min(percent, 1e9), 1)
 
 
-def verdict_on_the_copy(manifest: Manifest, copy: Copy | None) -> Verdict:
-    """Whether the bucket holds all of it, as it is here."""
+def verdict_on_the_copy(manifest: Manifest, copy: Copy | None, *, here: bool = True) -> Verdict:
+    """Whether the bucket holds all of it, as it is here; where it is not `here`, whether it is good."""
     asset, backup = AssetKey([manifest.database, "s3_copy"]), {"backup": manifest.backup}
     if copy is None:
         return Verdict(asset, COPY, False, f"{manifest.backup} is not in the bucket", metadata=backup)
-    equal = copy.good and copy.manifest == manifest
-    said = copy.fault or f"{copy.store.address(manifest.artifact.name)} is what it is here"
-    return Verdict(asset, COPY, equal, said, metadata=backup)
+    where = copy.store.address(manifest.artifact.name)
+    if not copy.good:
+        faults = copy.verdict.faults if copy.verdict else []
+        why = copy.fault or f"{where} did not pass its last check: {'; '.join(faults)}"
+        return Verdict(asset, COPY, False, why, metadata=backup)
+    if not here:
+        said = f"{where} is in the bucket, nothing here to compare it with"
+        return Verdict(asset, COPY, True, said, metadata=backup)
+    if copy.manifest != manifest:
+        said = f"{where} is whole, and not what is here: another backup of the same name?"
+        return Verdict(asset, COPY, False, said, metadata=backup)
+    return Verdict(asset, COPY, True, f"{where} is what it is here", metadata=backup)
 
 
 def verified_asset(settings: Settings, database: str) -> AssetKey:

@@ -212,3 +212,15 @@ def test_the_module_names_every_setting_in_the_environments_words() -> None:
     assert all(
         name.startswith(("backup_", "aws_", "database_", "pg_")) for name in module.Settings.model_fields
     )
+
+
+@pytest.mark.parametrize("name", ["BACKUP_RPO", "BACKUP_LATE_GRACE"])
+@pytest.mark.parametrize("value", ["0h", "0min", "3651d", "99999999999999999999d"])
+def test_a_length_of_time_that_means_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"{name}: .*(at most 3650d|far too long)"):
+        load(None)
+    monkeypatch.setenv(name, "3650d")
+    load(None)

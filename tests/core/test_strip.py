@@ -2,6 +2,7 @@
 
 from datetime import date, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -56,8 +57,15 @@ def test_what_stands_for_no_day_and_what_lies_outside_is_not_drawn(store: LocalS
     assert len(strip([], LAST)) == 30
 
 
-def test_a_manifest_that_nobody_can_read_draws_nothing_and_fails_nothing(store: LocalStore) -> None:
+def test_a_manifest_that_nobody_can_read_is_a_failure_of_its_day_unless_that_has_a_good_one(
+    store: LocalStore,
+) -> None:
+    torn = made(at(9, 23))
+    put(store, torn)
+    (store.folder / torn.id.file("json")).write_text("{")
+    assert drawn(store, 2) == FAILED + NONE
+    found = Catalog([store]).newest_first(usable=False)
+    assert strip(found, LAST, 2, ZoneInfo("Europe/Berlin")) == NONE + FAILED, "it was the tenth there"
     put(store, made(at(9)))
-    (store.folder / made(at(9)).id.file("json")).write_text("{")
-    assert drawn(store, 2) == NONE + NONE
+    assert drawn(store, 2) == UNPROVEN + NONE
     assert strip([], LAST - timedelta(days=400), 1) == NONE
