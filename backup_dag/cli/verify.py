@@ -114,8 +114,7 @@ class _Asked:
         self.refused[what] = error
         self._failures.append(error)
         self.not_well.add(database)
-        if not self._quiet:
-            terminal.show(f"not verified  {what}")
+        terminal.say(f"not verified: {what}")
 
     def as_documents(self) -> list[dict[str, Any]]:
         """The checks, and then what none could be made of."""
