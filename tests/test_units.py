@@ -126,7 +126,7 @@ def commands() -> Iterator[str]:
         assert user == "backup-dag"
         yield what
     for verb in re.findall(r"for verb in (.+); do", (DEPLOY / "night").read_text())[0].split():
-        yield f".venv/bin/backup-dag {verb}"
+        yield f".venv/bin/backup-dag {verb}{' --scheduled' if verb == 'backup' else ''}"
 
 
 @pytest.mark.parametrize("command", sorted({c[c.index(".venv/bin/") :] for c in commands() if ".venv" in c}))

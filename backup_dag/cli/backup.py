@@ -73,7 +73,7 @@ def backup(
 
 def _tell(settings: Settings, database: str, error: BackupDagError) -> None:
     """Where nobody is looking, as under cron, those who have to know are told."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or not (settings.backup_notify_email or settings.backup_notify_urls):
         return
     now = datetime.now(UTC)
     try:

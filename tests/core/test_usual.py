@@ -20,7 +20,8 @@ from tests.nights import at, fill, made
         ([100], 300, 200, True),
         ([100], 301, 201, False),
         ([0], 0, 0, True),
-        ([0], 1, float("inf"), False),
+        ([0], 99, float("inf"), True),  # too few to say anything
+        ([0], 100, float("inf"), False),
         ([], 7, 0, True),
         ([100, 100, 1, 100], 100, 0, True),  # one odd night is none
         ([1, 1, 1, 1, 1, 1, 1, 100, 100, 100], 1, 0, True),  # the newest seven; here those of the right
