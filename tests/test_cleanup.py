@@ -424,6 +424,96 @@ def test_one_backup_before_it_is_enough_to_see_that_it_shrank(
     assert "the 1,000 of the nights before" in refusal(run(policy, local, leave=Leave())).message
 
 
+def emptied(local: LocalStore, lay: Put, nights: int) -> None:
+    """Eleven nights with all of it, and then so many with next to nothing."""
+    for days in range(nights + 11, 0, -1):
+        lay(local, days, "content", dump=100_000 if days <= nights else 10_000_000)
+
+
+@pytest.fixture
+def wide(policy: Settings) -> Settings:
+    """As many may go at once as the policy lets go."""
+    return policy.model_copy(update={"backup_cleanup_most_percent": 100})
+
+
+@pytest.mark.parametrize("nights", [5, 7, 20, 40])
+def test_nothing_goes_where_nobody_looked_until_long_after_the_loss(
+    wide: Settings, local: LocalStore, lay: Put, nights: int
+) -> None:
+    """No note says then what was usual, and most of what would go may be as empty as the newest."""
+    emptied(local, lay, nights)
+    there = ids(local)
+    for _ in range(2):
+        assert "10,000,000 of those that would go" in refusal(run(wide, local, leave=Leave())).message
+    assert ids(local) == there
+    run(wide, local, leave=Leave(force=True))
+    assert len(ids(local)) == 6
+    assert run(wide, local, leave=Leave()).errors == []
+
+
+def test_nothing_goes_where_the_note_of_what_was_usual_is_lost(
+    wide: Settings, local: LocalStore, lay: Put
+) -> None:
+    emptied(local, lay, 3)
+    assert run(wide, local, leave=Leave()).errors
+    (local.folder / ".usual.json").write_text('{"usual": []}')
+    for days in (0.1, 0.2):
+        lay(local, days, "content", dump=100_000)
+    assert "those that would go" in refusal(run(wide, local, leave=Leave())).message
+
+
+def test_what_shrinks_a_little_every_night_removes_nothing(
+    wide: Settings, local: LocalStore, lay: Put
+) -> None:
+    for days in range(40):
+        lay(local, days + 1, "content", dump=int(10_000_000 * 0.92 ** (40 - days)))
+    assert "those that would go" in refusal(run(wide, local, leave=Leave())).message
+
+
+def test_one_odd_night_keeps_none_of_those_that_go(wide: Settings, local: LocalStore, lay: Put) -> None:
+    """But where it alone would go, nothing tells it from the last one before a loss."""
+    for days in range(1, 7):
+        lay(local, days, "content")
+    lay(local, 9, dump=5000)
+    assert "those that would go" in refusal(run(wide, local, leave=Leave())).message
+    lay(local, 10)
+    assert len(run(wide, local, leave=Leave()).removed) == 2
+
+
+def test_a_size_that_was_accepted_lets_the_larger_ones_go_as_they_become_old(
+    wide: Settings, local: LocalStore, lay: Put
+) -> None:
+    emptied(local, lay, 3)
+    run(wide, local, leave=Leave(force=True))
+    lay(local, 0.5, "content", dump=100_000)
+    later = run(wide, local, leave=Leave(), now=NOW + timedelta(days=3))
+    assert later.errors == []
+    assert [each.id for each in later.removed] == [made(days).id for days in (6, 5, 4)][::-1]
+
+
+def test_a_size_that_was_accepted_long_ago_is_no_excuse_for_a_second_loss(
+    wide: Settings, local: LocalStore, lay: Put
+) -> None:
+    for days in range(120, 109, -1):
+        lay(local, days, "content", dump=10_000_000 if days > 110 else 100_000)
+    run(wide, local, leave=Leave(force=True), now=NOW - timedelta(days=109.5))
+    for days in range(20, 1, -1):
+        lay(local, days, "content", dump=10_000_000)
+    assert run(wide, local, leave=Leave(), now=NOW - timedelta(days=1.5)).errors == []
+    lay(local, 1, "content", dump=100_000)
+    assert "shrank" in refusal(run(wide, local, leave=Leave())).message
+
+
+def test_a_dry_run_notes_no_size_and_what_was_refused_accepts_none(
+    policy: Settings, local: LocalStore, lay: Put
+) -> None:
+    lay(local, 1, dump=100)
+    lay(local, 9)
+    for leave in (Leave(dry_run=True, unverified=True), Leave(force=True)):
+        assert refusal(run(policy, local, leave=leave))
+        assert not (local.folder / ".usual.json").exists()
+
+
 def test_nothing_goes_while_one_is_dated_in_the_future(policy: Settings, local: LocalStore, lay: Put) -> None:
     lay(local, -2, "content")
     lay(local, 1, "content")

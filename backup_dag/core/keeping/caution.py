@@ -3,14 +3,14 @@
 An old backup is worth most when the new ones are bad, so nothing goes until they are known to be good.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import GuardRefused
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.manifest import BackupId, Manifest
 from backup_dag.core.settings import Settings
-from backup_dag.core.watching.usual import judged
+from backup_dag.core.watching.usual import judged, losses
 
 _FEW = 2  # so many may always go: a night's own, and one that was late
 _CLOCKS_APART = timedelta(hours=1)
@@ -24,11 +24,12 @@ def against_removing(
     *,
     force: bool = False,
     unverified: bool = False,
+    note: bool = True,
 ) -> GuardRefused | None:
     """Why nothing of a database may be removed now; None where something may.
 
     `backups` are all of it, the newest first. `force` goes on although sizes or clocks look wrong,
-    `unverified` although nobody has read the newest to its end.
+    `unverified` although nobody has read the newest to its end. `note`: what was usual may be written down.
     """
     if not force and (ahead := [backup for backup in backups if backup.id.time > now + _CLOCKS_APART]):
         return GuardRefused(
@@ -49,7 +50,18 @@ def against_removing(
             f"the newest good backup of {database}, {newest.id}, was never read to its end",
             hint=f"backup-dag verify {newest.id}; or clean up all the same with --unverified",
         )
-    return None if force else against_size(settings, backups, now)
+    return None if force else against_size(settings, backups, now, note=note)
+
+
+def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
+    """The good ones that stand for their days, with their manifests."""
+    return ((backup, manifest) for backup, manifest in _good(backups) if manifest.is_of_a_night)
+
+
+def _good(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
+    for backup in backups:
+        if backup.good:
+            yield backup, next(copy.manifest for copy in backup.copies if copy.good and copy.manifest)
 
 
 def newest_good(backups: Sequence[Backup], now: datetime) -> Manifest | None:
@@ -57,22 +69,15 @@ def newest_good(backups: Sequence[Backup], now: datetime) -> Manifest | None:
     return next((manifest for backup, manifest in _regular(backups) if backup.id.time <= now), None)
 
 
-def _regular(backups: Sequence[Backup]) -> Iterator[tuple[Backup, Manifest]]:
-    """The good ones that stand for their days, with their manifests."""
-    for backup in backups:
-        if backup.good:
-            manifest = next(copy.manifest for copy in backup.copies if copy.good and copy.manifest)
-            if manifest.is_of_a_night:
-                yield backup, manifest
-
-
-def against_size(settings: Settings, backups: Sequence[Backup], now: datetime) -> GuardRefused | None:
+def against_size(
+    settings: Settings, backups: Sequence[Backup], now: datetime, *, note: bool
+) -> GuardRefused | None:
     """Why nothing may go while the newest good backup is out of line; None where it is not."""
     nights = [manifest for backup, manifest in _regular(backups) if backup.id.time <= now]
     if not nights:
         return None
     newest, *before = nights
-    odd = [change for change in judged(settings, newest, before) if not change.as_usual]
+    odd = [each for each in judged(settings, newest, before, note=note) if not each.as_usual]
     if not odd:
         return None
     did = "shrank" if odd[0].percent < 0 else "grew"
@@ -80,6 +85,27 @@ def against_size(settings: Settings, backups: Sequence[Backup], now: datetime) -
         f"the newest backup of {newest.database}, {newest.backup}, {did}: {'; '.join(map(str, odd))}",
         hint="see whether the database is as it should be (BACKUP_SHRINK_PERCENT, BACKUP_GROWTH_PERCENT); if"
         " it is, backup-dag cleanup --force, which makes that size the usual one",
+    )
+
+
+def against_losing(
+    settings: Settings, place: str, backups: Sequence[Backup], going: Collection[BackupId], now: datetime
+) -> GuardRefused | None:
+    """Why those of `going` may not be removed from a place: they hold much more than the newest good one.
+
+    A database that was emptied looks as usual after a few nights, to whoever did not look before; what it
+    held must not go for it.
+    """
+    newest = newest_good(backups, now)
+    them = [manifest for backup, manifest in _good(backups) if backup.id in going]
+    lost = losses(settings, newest, them, "those that would go") if newest else []
+    if newest is None or not lost:
+        return None
+    return GuardRefused(
+        f"the backups of {newest.database} that would go from {place} hold much more than the newest,"
+        f" {newest.backup}: {'; '.join(map(str, lost))}",
+        hint="see whether the database lost something (BACKUP_SHRINK_PERCENT); if it was meant to shrink,"
+        " backup-dag cleanup --force, which makes that size the usual one",
     )
 
 

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backup_dag.core.audit import Entry, audited
-from backup_dag.core.errors import BackupDagError, DiskError, StoreError
+from backup_dag.core.catalog import Backup
+from backup_dag.core.errors import BackupDagError, DiskError, GuardRefused, StoreError
 from backup_dag.core.holds import is_held
-from backup_dag.core.keeping.caution import against_removing, against_size, against_so_many, newest_good
+from backup_dag.core.keeping.caution import (
+    against_losing,
+    against_removing,
+    against_size,
+    against_so_many,
+    newest_good,
+)
 from backup_dag.core.keeping.cleaned import Cleaned, Judged, Report
 from backup_dag.core.keeping.judgement import IN_USE, Judgement, load_all
 from backup_dag.core.manifest import CHECKSUM, GOING, MANIFEST, BackupId, owner_of
@@ -102,19 +109,46 @@ def _cleaned(
     judgement = Judgement(settings, stores, database, backups, now)
     found = [judgement.of(store) for store in stores]
     refused = against_removing(
-        settings, database, backups, now, force=leave.force, unverified=leave.unverified
+        settings,
+        database,
+        backups,
+        now,
+        force=leave.force,
+        unverified=leave.unverified,
+        note=not leave.dry_run,
     )
+    forced = leave.force and refused is None
+    newest = newest_good(backups, now) if forced and not leave.dry_run else None
+    odd = newest and _is_odd(settings, found, backups, now)
     for store, cleaned in zip(stores, found, strict=True):
         if cleaned.going:
-            many = against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all))
-            cleaned.refused = refused or (None if leave.force else many)
+            cleaned.refused = refused or (None if forced else _held_back(settings, cleaned, backups, now))
         if not leave.dry_run:
             entry[cleaned.place] = gone = list[str]()  # as they go, for a line that is true whatever happens
             _remove_from(store, cleaned, gone)
-    odd = leave.force and not leave.dry_run and against_size(settings, backups, now)
-    if odd and (newest := newest_good(backups, now)):
+    if newest and odd:
         accept(settings, newest)
     return found
+
+
+def _is_odd(settings: Settings, found: Sequence[Cleaned], backups: Sequence[Backup], now: datetime) -> bool:
+    """Whether a size stands against it, which is accepted by going on all the same."""
+    lost = (_lost(settings, cleaned, backups, now) for cleaned in found)
+    return bool(against_size(settings, backups, now, note=False)) or any(lost)
+
+
+def _lost(
+    settings: Settings, cleaned: Cleaned, backups: Sequence[Backup], now: datetime
+) -> GuardRefused | None:
+    return against_losing(settings, cleaned.place, backups, {each.id for each in cleaned.going}, now)
+
+
+def _held_back(
+    settings: Settings, cleaned: Cleaned, backups: Sequence[Backup], now: datetime
+) -> GuardRefused | None:
+    """Why what goes from one store may not go as it stands."""
+    lost = _lost(settings, cleaned, backups, now)
+    return lost or against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all))
 
 
 def _remove_from(store: Store, cleaned: Cleaned, gone: list[str]) -> None:

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+from pydantic import TypeAdapter
+
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
@@ -23,13 +25,14 @@ _FILE = ".usual.json"
 
 @dataclass(frozen=True)
 class Change:
-    """How a number stands against the nights before: the median of those, None where there were none."""
+    """How a number stands against the nights before, or whoever `whose` names: None where there were none."""
 
     what: str
     now: int
     before: int | None
     shrink_percent: int
     growth_percent: int
+    whose: str = "the nights before"
 
     @property
     def percent(self) -> float:
@@ -47,7 +50,7 @@ class Change:
     def __str__(self) -> str:
         if self.before is None:
             return f"{self.now:,} {self.what}, the first"
-        against = f"{self.percent:+,.0f} % against the {self.before:,} of the nights before"
+        against = f"{self.percent:+,.0f} % against the {self.before:,} of {self.whose}"
         return f"{self.now:,} {self.what}, {against}"
 
 
@@ -68,16 +71,21 @@ def changes(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) 
     ]
 
 
-def judged(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) -> list[Change]:
+def judged(
+    settings: Settings, manifest: Manifest, before: Sequence[Manifest], *, note: bool = True
+) -> list[Change]:
     """As `changes`; but what has shrunk stays so, until it is as before or somebody accepts it (`accept`).
 
     The nights before soon are as empty as the newest, and would make that usual: so what was usual before it
-    shrank is kept in BACKUP_DIR, where that can be written.
+    shrank is kept in BACKUP_DIR, where that can be written and unless not to `note` it. What was accepted
+    holds until it has grown back: to be emptied a second time is news.
     """
     known = _read(settings)
     usual, accepted = (known.get(each, {}).get(manifest.database, {}) for each in ("usual", "accepted"))
-    found, kept = [], dict(usual)
+    found, kept, held = [], dict(usual), dict(accepted)
     for change in changes(settings, manifest, before):
+        if change.as_usual and not replace(change, before=accepted.get(change.what)).as_usual:
+            held.pop(change.what)
         if change.what in usual:
             change = replace(change, before=usual[change.what])
         elif change.what in accepted and not change.as_usual:
@@ -86,9 +94,31 @@ def judged(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) -
         if not change.as_usual and change.percent < 0 and change.before is not None:
             kept[change.what] = change.before
         found.append(change)
-    if kept != usual:
-        _keep(settings, known, "usual", manifest.database, kept)
+    if note and kept != usual:
+        known = _keep(settings, known, "usual", manifest.database, kept)
+    if note and held != accepted:
+        _keep(settings, known, "accepted", manifest.database, held)
     return found
+
+
+def losses(settings: Settings, manifest: Manifest, others: Sequence[Manifest], whose: str) -> list[Change]:
+    """What a backup holds much less of than `others` do, unless that was accepted. It may hold more.
+
+    Against the second largest of them, so that one odd night is none; the only one counts. It needs no note:
+    however many small ones come to them, and whether or not anyone looked meanwhile, two large ones are seen.
+    """
+    accepted = _read(settings).get("accepted", {}).get(manifest.database, {})
+
+    def change(what: str, now: int, them: list[int]) -> Change:
+        before = min([*sorted(them)[-2:][:1], *([accepted[what]] if what in accepted else [])], default=None)
+        percent = settings.backup_shrink_percent
+        return Change(what, now, before, percent, settings.backup_growth_percent, whose)
+
+    both = [
+        change("bytes of dump", manifest.dump.bytes, [each.dump.bytes for each in others]),
+        change("rows", manifest.content.rows, [each.content.rows for each in others]),
+    ]
+    return [each for each in both if others and each.percent < 0 and not each.as_usual]
 
 
 def accept(settings: Settings, manifest: Manifest) -> None:
@@ -100,13 +130,12 @@ def accept(settings: Settings, manifest: Manifest) -> None:
 
 
 _Known = dict[str, dict[str, dict[str, int]]]
+_KNOWN = TypeAdapter(_Known)
 
 
 def _read(settings: Settings) -> _Known:
-    with suppress(OSError, ValueError):
-        said = json.loads((settings.backup_dir / _FILE).read_text(encoding="utf-8"))
-        if isinstance(said, dict):
-            return said
+    with suppress(OSError, ValueError):  # pydantic's is one too
+        return _KNOWN.validate_json((settings.backup_dir / _FILE).read_bytes())
     return {}
 
 
