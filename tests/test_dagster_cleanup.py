@@ -1,5 +1,6 @@
 """The clean-up as Dagster's job: what it refuses is told, and what is not configured is not its business."""
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +75,28 @@ def test_a_refusal_is_told_once_and_the_run_is_well(
     assert left == {str(made_days_ago(days + 0.5, name="shop").id) for days in (0, 1)}
     assert {name for name in before if "foreign" in name} <= ids(LocalStore(shop.backup_dir))
     assert NOW - timedelta(days=2) < made_days_ago(1.5).snapshot_time
+
+
+@pytest.fixture
+def two(shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The same, and `foreign` is ours as well, with as much to remove; `empty` has nothing."""
+    (tmp_path / "two.toml").write_text(
+        "".join(f'[databases.{name}]\nurl_env = "{name}"\n' for name in ("foreign", "empty"))
+    )
+    for name in ("foreign", "empty"):
+        monkeypatch.setenv(name, f"postgresql://{name}@127.0.0.1:1/{name}")
+    return shop.model_copy(update={"backup_config": tmp_path / "two.toml"})
+
+
+def test_each_databases_refusal_is_told_once_whatever_the_others_runs_say(
+    two: Settings, instance: DagsterInstance, web: Web
+) -> None:
+    """The reason is the same of both; and a run of a third, which is well, comes between them."""
+    for _ in range(3):
+        for name in ("shop", "foreign", "empty"):
+            assert clean(two, instance, dry_run=False, database=name).success
+            assert clean(two, instance, database=name).success, "a dry run is forgotten"
+    assert [json.loads(body)["title"].partition(":")[0] for _, _, body in web.requests] == ["shop", "foreign"]
 
 
 def test_a_dry_run_tells_nobody(shop: Settings, instance: DagsterInstance, web: Web) -> None:

@@ -41,6 +41,8 @@ from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.runs import database_of
 from backup_dag.defs.words import in_dagsters_words
 
+_MOST_LOOKED_AT = 300  # runs: a night of so many databases
+
 
 class CleanupConfig(Config):
     """What a cleanup is launched with. As it stands, it removes nothing."""
@@ -95,37 +97,38 @@ def _raise_what_failed(report: Report) -> None:
 
 def _tell_of_refusals(context: OpExecutionContext, settings: Settings, report: Report) -> None:
     """A store that is not cleaned fills up, so whoever has to know is told: once for each reason."""
-    now, known = datetime.now(UTC), _told_before(context)
+    now, known = datetime.now(UTC), dict[str, set[str]]()
     for cleaned in report.cleaned:
         if cleaned.refused is None:
             continue
         context.log.warning(str(cleaned.refused))
-        happened = (
-            f"nothing of {cleaned.database} was cleaned up in {cleaned.place}: {cleaned.refused.message}"
-        )
-        if cleaned.refused.hint not in known:
-            guard = protection(Catalog(open_stores(settings)), cleaned.database, now)
-            alert = Alert("not cleaned", cleaned.database, happened, now, guard, cleaned.refused.hint)
+        database, hint = cleaned.database, cleaned.refused.hint
+        if database not in known:
+            known[database] = _told_before(context, database)
+        if hint not in known[database]:
+            known[database].add(hint)
+            happened = f"nothing of {database} was cleaned up in {cleaned.place}: {cleaned.refused.message}"
+            guard = protection(Catalog(open_stores(settings)), database, now)
             with in_dagsters_words():
-                watch.tell(settings, alert)
+                watch.tell(settings, Alert("not cleaned", database, happened, now, guard, hint))
 
 
-def _told_before(context: OpExecutionContext) -> str:
-    """What the last clean-up for good was refused for, as it stands in its own metadata."""
+def _told_before(context: OpExecutionContext, database: str) -> set[str]:
+    """What that database's last clean-up for good was refused for: its hints, by the run's own metadata. The
+    runs of other databases, and dry ones, say nothing of it."""
     wanted = RunsFilter(job_name="cleanup", statuses=[DagsterRunStatus.SUCCESS])
-    for run in context.instance.get_runs(wanted, limit=10):
+    for run in context.instance.get_runs(wanted, limit=_MOST_LOOKED_AT):
         for entry in context.instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_OUTPUT):
-            said = entry.get_dagster_event().step_output_data.metadata
-            if said["dry_run"].value == "no":
-                return str(said["advice"].value)
-    return ""
+            said: Any = entry.get_dagster_event().step_output_data.metadata["as_json"].value
+            its = [each["refused"] for each in said["cleaned"] if each["database"] == database]
+            if its and not said["dry_run"]:
+                return {refused["hint"] for refused in its if refused}
+    return set()
 
 
 def _said_of(report: Report) -> dict[str, Any]:
     refused = [str(error.message) for error in report.errors]
     return {
-        "dry_run": "yes" if report.dry_run else "no",
-        "advice": "; ".join(error.hint for error in report.errors) or "nothing was refused",
         "calendar": MetadataValue.md("```text\n" + "\n".join(report.lines()) + "\n```"),
         "removed": len(report.removed),
         "freed_bytes": report.freed,
