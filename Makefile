@@ -16,7 +16,7 @@ else \
 fi
 endef
 
-.PHONY: help demo ui clean-demo test check lint bench setup gpg
+.PHONY: help demo ui clean-demo test test-large check torture soak lint bench audit setup gpg bwrap nginx
 
 help:  ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -34,8 +34,17 @@ clean-demo:  ## Remove everything the demo made.
 
 test: check  ## Lint, types, rooms and all tests, set-up included. What CI runs.
 
-check: lint  ## The same.
+check: lint nginx  ## The same.
 	$(BIN)/python -m pytest
+
+test-large: setup  ## Tests with gigabytes: minutes each, and some 15 GB of disk.
+	$(BIN)/python -m pytest -m large --numprocesses=0
+
+torture: setup  ## Faults of every kind at every moment, half an hour; writes docs/RELIABILITY.md.
+	$(BIN)/python -m torture --write
+
+soak: setup  ## Five hundred nights with faults, half an hour; writes docs/RELIABILITY.md.
+	$(BIN)/python -m torture.soak --write
 
 lint: setup  ## ruff, mypy, and the contracts between the rooms.
 	$(BIN)/ruff check .
@@ -46,7 +55,10 @@ lint: setup  ## ruff, mypy, and the contracts between the rooms.
 bench: setup  ## Measure against pg_dump and the usual pipelines; writes benchmarks/RESULTS.md.
 	$(BIN)/python -m benchmarks
 
-setup: gpg .venv/ready  ## Install everything into .venv.
+audit: setup  ## Look whether a dependency has a known hole. It asks over the network, so make test leaves it out.
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement constraints.txt
+
+setup: gpg bwrap .venv/ready  ## Install everything into .venv.
 
 .venv/ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -62,3 +74,13 @@ setup: gpg .venv/ready  ## Install everything into .venv.
 
 gpg:
 	@command -v gpg >/dev/null || { $(call install_or_say,gnupg,gpg is missing); }
+
+# Everything else works without it, so that it cannot be had ends nothing; the drill says what it lacks.
+bwrap:
+	@command -v bwrap >/dev/null || ( $(call install_or_say,bubblewrap,Drills want bubblewrap) ) || true
+
+# One test file alone wants it, and is skipped without. It comes as a service, so it is installed only where none is
+# started: in a container.
+nginx:
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || [ -d /run/systemd/system ] \
+	  || ( $(call install_or_say,nginx-light,The test of deploy/nginx wants nginx) ) || true

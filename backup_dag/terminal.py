@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,6 +91,12 @@ def progress(what: str) -> Iterator[Observer]:
             bar.update(task, completed=passed.done, total=total)
 
         yield observe
+
+
+def next_progress(bars: ExitStack, what: str) -> Observer:
+    """The next step's bar, in place of the last one's."""
+    bars.close()
+    return bars.enter_context(progress(what))
 
 
 def age(moment: datetime) -> str:

@@ -37,7 +37,7 @@ class Restored:
 
 def restored(bench: Bench, runs: int) -> dict[str, Restored]:
     """Each in turn, `runs` times over, in an order that changes; into a new database each time."""
-    sql, custom = _sources(bench)
+    sql, custom = sources(bench)
     server = bench.postgres.url("").rstrip("/")
     target = (
         f"--mode new --target-database restored --no-safety-backup --force --json > {bench.folder}/said.json"
@@ -69,7 +69,7 @@ def _one(bench: Bench, into: Restored, command: str, *, ours: bool) -> None:
         into.steps.append(json.loads((bench.folder / "said.json").read_text())["seconds"])
 
 
-def _sources(bench: Bench) -> tuple[str, str]:
+def sources(bench: Bench) -> tuple[str, str]:
     """The same data four times: a plain dump and an archive as pg_dump makes them, and two backups of ours,
     verified, as they are after a night."""
     url = bench.postgres.url("big")

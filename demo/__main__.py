@@ -1,4 +1,4 @@
-"""`make demo`: a sample shop's backup through Dagster to a real bucket, then listed and verified."""
+"""`make demo`: a sample shop's backup through Dagster to a real bucket, drilled, then listed and verified."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def say_and_run_dagster(environment: dict[str, str]) -> None:
     if ended.returncode != 0:
         print(log.read_text())
         raise SystemExit(f"the backup failed; the lines above are from {log}")
-    passed = "raw_dump → compressed_artifact → encrypted_artifact → checksum → s3_copy"
+    passed = "raw_dump → compressed_artifact → encrypted_artifact → checksum → s3_copy → restore_drill"
     print(f"{passed}  ({time.monotonic() - began:.1f} s)")
 
 

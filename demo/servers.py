@@ -31,7 +31,7 @@ from botocore.config import Config
 
 from demo.process import HOST, STOP_SECONDS, Server, free_port, free_ports, setpriv
 
-__all__ = ["Postgres", "S3Server", "Server", "available_versions", "free_port", "free_ports"]
+__all__ = ["Postgres", "S3Server", "Server", "Standby", "available_versions", "free_port", "free_ports"]
 
 NOBODY = 65534
 IPC_RMID = 0
@@ -126,11 +126,15 @@ class Postgres(Server):
         return None
 
     def _prepare(self) -> None:
+        """Makes the cluster, unless it is there."""
         if (self.data_dir / "PG_VERSION").exists():
             return
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(self.data_dir, NOBODY, NOBODY)
+        self._fill()
+
+    def _fill(self) -> None:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as pwfile:
             pwfile.write(self.password or "")
             pwfile.flush()
@@ -162,6 +166,24 @@ class Postgres(Server):
 
     def _probe(self) -> None:
         psycopg2.connect(self.url(), connect_timeout=5).close()
+
+
+class Standby(Postgres):
+    """A streaming copy of a running server, which answers queries. By default it lets none of them delay what
+    it replays: a query that stands in the way is cancelled at once."""
+
+    def __init__(self, data_dir: Path, primary: Postgres, settings: Mapping[str, str] = {}) -> None:
+        at_once = {"max_standby_streaming_delay": "0", "wal_retrieve_retry_interval": "100ms"}
+        super().__init__(data_dir, primary.version, primary.password, {**at_once, **settings})
+        self.primary = primary
+
+    def _fill(self) -> None:
+        """A slot has the primary keep what was not replayed yet, however long either was down."""
+        copying = [str(self.bin_dir / "pg_basebackup"), "-d", self.primary.url(), "-D", str(self.data_dir)]
+        slot = ["-R", "-C", "-S", f"standby_{self.port}", "-c", "fast", "--no-sync"]
+        done = subprocess.run([*self._as_owner(), *copying, *slot], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"pg_basebackup failed:\n{done.stderr}")
 
 
 class S3Server(Server):

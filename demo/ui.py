@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from backup_dag.core.private import shut_others_out
 from demo import world
 from demo.process import HOST, free_port, setpriv
 
@@ -40,6 +41,7 @@ def main() -> int:
         signal.signal(ending, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if (world.ROOT / ".env").exists():
+            shut_others_out()  # Dagster's records are of somebody's databases
             (world.ROOT / ".dagster").mkdir(exist_ok=True)
             environment, home = {"DAGSTER_HOME": str(world.ROOT), **os.environ}, world.ROOT
             logs = world.ROOT / ".dagster"

@@ -99,6 +99,7 @@ def _environment(postgres: Postgres, s3: S3Server) -> dict[str, str]:
         "DATABASE_URL": postgres.url(DATABASE),
         "PG_BIN_DIR": str(postgres.bin_dir),
         "BACKUP_DIR": str(BACKUPS),
+        "BACKUP_DRILL_CHECKS": str(HOME / "drills"),
         "BACKUP_ENCRYPTION_KEY_FILE": str(_key_file()),
         "BACKUP_START_DATE": _kept("start", f"{datetime.now(UTC) - timedelta(days=14):%Y-%m-%d}").read_text(),
         "DAGSTER_HOME": str(_dagster_home()),

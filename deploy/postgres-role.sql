@@ -40,7 +40,10 @@ ALTER ROLE backup BYPASSRLS;
 -- a moment pg_dumpall), and some room for a verb beside it.
 ALTER ROLE backup CONNECTION LIMIT 5;
 
--- What this role cannot do: change tables or their rows, make databases or roles, or restore.
+-- What this role cannot do: change tables, their rows or sequences, make schemas, databases or roles, read or
+-- write files of the server, end others' sessions, or restore. What PostgreSQL lets every role do it may do
+-- too: temporary tables, and large objects of its own. Before PostgreSQL 15 also tables in the schema public:
+--    REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 -- What only a superuser's backup has: subscriptions of logical replication (pg_dump leaves them out
 -- with a warning).
 -- What no backup of a single database has: other databases, tablespaces' places, postgresql.conf,

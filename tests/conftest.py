@@ -19,11 +19,13 @@ import pytest
 from pydantic import SecretStr
 
 from backup_dag.cli.main import main
+from backup_dag.core import stall
 from backup_dag.core.databases import Database, Plan
 from backup_dag.core.settings import Settings
 from demo.sample import load
 from demo.servers import Postgres, S3Server, available_versions
 from tests.gate import Gate
+from tests.web import Web
 
 KEY = "correct horse battery staple 42"
 PASSWORD = "pass/word: of@the server"
@@ -38,6 +40,14 @@ def pytest_report_header() -> list[str]:
     ]
     gpg = subprocess.run(["gpg", "--version"], capture_output=True, text=True, check=True).stdout
     return [*(line.strip() for line in said), gpg.splitlines()[0]]
+
+
+@pytest.fixture(autouse=True)
+def _usual_patience() -> Iterator[None]:
+    """A test that waits less long does so for itself alone."""
+    usual = stall.allowed()
+    yield
+    stall.allow(usual)
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +168,14 @@ def large(postgres: Postgres) -> str:
 
 
 @pytest.fixture
+def guarded_url(guarded_postgres: Postgres) -> str:
+    """A large database on a server of its own that wants a password."""
+    url = make_database(guarded_postgres, "guarded")
+    fill(url, 32_000)  # more than the gate and the sockets hold, so that the crash cuts it short
+    return url
+
+
+@pytest.fixture
 def gated() -> Iterator[Callable[[str, int], tuple[str, Gate]]]:
     """Puts a gate in front of the server that a url names; the url through it, and the gate."""
     gates = []
@@ -216,6 +234,21 @@ class Terminal:
             check=False,
         )
 
+    def run_with_small_files(self, megabytes: int, *words: str) -> subprocess.CompletedProcess[str]:
+        """The same on a system where no file may grow beyond that size: as a disk that is full."""
+        size = megabytes << 20
+        limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+        replaced = f"os.execv(sys.executable, [sys.executable, '-m', 'backup_dag.cli', *{list(words)}])"
+        return subprocess.run(
+            [sys.executable, "-c", limit + replaced],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
     def start(self, *words: str, **changed: str) -> "subprocess.Popen[str]":
         """The same, not waited for; the caller ends it."""
         environment = {**self.environment, **changed}
@@ -252,7 +285,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     """`Terminal.run`, within this process: the same entry, environment and folder in a tenth of the time."""
 
     def run(ours: Terminal, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
-        ending = signal.getsignal(signal.SIGTERM)
+        numbers, mask = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), os.umask(0o022)
+        heard = {number: signal.getsignal(number) for number in numbers}
         capfd.readouterr()
         with monkeypatch.context() as patched:
             for name in list(os.environ):
@@ -264,11 +298,44 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
             patched.setattr(sys, "argv", ["backup-dag", *words])
             with pytest.raises(SystemExit) as ended:
                 main()
-        signal.signal(signal.SIGTERM, ending)
+        for number, how in heard.items():
+            signal.signal(number, how)
+        os.umask(mask)
         assert isinstance(ended.value.code, int)
         return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
 
     return run
+
+
+NextIsGood = Callable[..., None]
+
+
+@pytest.fixture
+def assert_next_is_good(here: Here) -> NextIsGood:
+    """Makes a backup, which must be whole, verify wherever it lies, and leave an empty `.work`."""
+
+    def check(ours: Terminal, url: str, **changed: str) -> None:
+        made = here(ours, "backup", DATABASE_URL=url, **changed)
+        assert made.returncode == 0, made.stderr
+        checked = here(ours, "verify", DATABASE_URL=url, **changed)
+        copies = 2 if "AWS_S3_BUCKET" in changed else 1
+        assert (checked.returncode, checked.stdout.count("good ")) == (0, copies), checked.stderr
+        assert list((ours.backups / ".work").iterdir()) == []
+
+    return check
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder for files on their way into a store. It is not there yet."""
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from typing import Self
 
 _HOST = "127.0.0.1"
 _BLOCK = 1 << 16
+_ROOM = (
+    1 << 20
+)  # bytes that the system takes for us while we hold: by itself it may make it more than a dump has
 
 
 class Gate:
@@ -21,6 +24,7 @@ class Gate:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((_HOST, 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)  # and whoever it accepts
         self.port: int = self._listener.getsockname()[1]
         self._start(self._accept)
 
@@ -66,6 +70,7 @@ class Gate:
     def _connect(self, near: socket.socket) -> None:
         try:
             far = socket.create_connection((_HOST, self._behind))
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
         except OSError:  # the server is gone: whoever knocks here learns it too
             _cut(near)
             return

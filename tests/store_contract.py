@@ -109,6 +109,29 @@ class StoreContract:
         assert all(0 < passed.done <= len(BIG) and passed.expected == len(BIG) for passed in said)
         assert store.read(NAME) == BIG
 
+    # -- replace
+
+    @pytest.mark.parametrize("data", [b"", b"other bytes", BIG], ids=["empty", "a few", "several blocks"])
+    def test_what_replaces_a_file_is_there_instead_of_it(
+        self, store: Store, source: Path, data: bytes
+    ) -> None:
+        self.put(store, source, b"as it was")
+        store.replace(source, NAME, written(source, data))
+        assert store.read(NAME) == data
+        assert names(store) == [NAME]
+        store.replace(source, "new", written(source, b"x"))
+        assert store.read("new") == b"x"
+
+    def test_a_source_that_is_not_what_was_expected_replaces_nothing(
+        self, store: Store, source: Path
+    ) -> None:
+        self.put(store, source, b"as it was")
+        expected = measured(b"promised")
+        source.write_bytes(b"promisEd")
+        with pytest.raises(IntegrityError):
+            store.replace(source, NAME, expected)
+        assert store.read(NAME) == b"as it was"
+
     # -- list
 
     def test_an_empty_store_lists_nothing(self, store: Store) -> None:
@@ -191,12 +214,16 @@ class StoreContract:
         self.put(store, source, b"other")
         assert store.read(NAME) == b"other"
 
+    def test_it_says_which_host_serves_it(self, store: Store) -> None:
+        assert store.host in ("", "127.0.0.1")
+
     # -- locks and unfinished uploads
 
     def test_what_is_not_locked_or_not_there_has_no_lock(self, store: Store, source: Path) -> None:
         self.put(store, source, b"x")
         assert store.locked_until(NAME) is None
         assert store.locked_until("backup_orders_20260314_120001.json") is None
+        assert store.shows_locks(NAME), "it was seen that there is none"
 
     def test_a_put_that_has_ended_is_no_unfinished_upload(self, store: Store, source: Path) -> None:
         self.put(store, source, BIG)

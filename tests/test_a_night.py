@@ -21,11 +21,9 @@ from demo.servers import Postgres, S3Server
 from demo.ui import child, wait_until_it_answers
 from tests.conftest import KEY, Terminal, make_database
 from tests.gate import Gate
-from tests.test_alerts import Web, web
 from tests.test_faults import MID_DUMP, advisory_locks, artifact_in_work, wait_until, with_temporary_folder
 from tests.test_watch import address
-
-__all__ = ["web"]  # a fixture
+from tests.web import Web
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["raw_dump", "compressed_artifact", "encrypted_artifact", "checksum", "s3_copy"]
@@ -39,7 +37,8 @@ SCHEDULE = """query($s: ScheduleSelector!) { scheduleOrError(scheduleSelector: $
 STOP = """mutation($id: String!) { stopRunningSchedule(id: $id) {
   __typename ... on ScheduleStateResult { scheduleState { status } } } }"""
 SENSORS = """query($r: RepositorySelector!) { sensorsOrError(repositorySelector: $r) {
-  ... on Sensors { results { name sensorState { ticks(limit: 50) { status error { message } } } } } } }"""
+  ... on Sensors { results {
+    name sensorState { status ticks(limit: 50) { status error { message } } } } } } }"""
 RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
 
 PutGate = Callable[[str, int], tuple[str, Gate]]
@@ -70,10 +69,11 @@ class Dagster:
         return found
 
     def ticks(self) -> dict[str, list[dict[str, Any]]]:
-        """Of each sensor, those that have ended."""
+        """Of each sensor that runs, those that have ended."""
         return {
             each["name"]: [tick for tick in each["sensorState"]["ticks"] if tick["status"] != "STARTED"]
             for each in self.ask(SENSORS, r=REPOSITORY)["results"]
+            if each["sensorState"]["status"] == "RUNNING"
         }
 
     def stop_schedule(self, name: str) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protectio
 from demo.servers import free_port
 from tests.conftest import KEY, Here, Terminal
 from tests.core.made import NOON, lay_out, manifest
+from tests.web import Web
 
 USER, PASSWORD = "ops@example.com", "p:ss/w@rd %41?&#+=,\"'"
 TOKEN = "s3cr3t-token-of-a-service"
@@ -145,50 +145,6 @@ def by_mail(settings: Settings, port: int, **changed: Any) -> Settings:
 
 def by_urls(settings: Settings, *urls: str) -> Settings:
     return settings.model_copy(update={"backup_notify_urls": tuple(SecretStr(url) for url in urls)})
-
-
-class Web:
-    """A web server that notes each request, and answers with the next of `answers`, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = [200]
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                web.requests.append((self.path, dict(self.headers), body))
-                code = web.answers.pop(0) if len(web.answers) > 1 else web.answers[0]
-                said = f"no: {self.path}".encode()
-                self.send_response(code)
-                if code == 302:
-                    self.send_header("Location", f"http://localhost:{web.port}/elsewhere")
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
-
-            do_GET = do_POST = answer  # noqa: N815
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -518,7 +474,7 @@ def test_a_heartbeat_waits_for_no_silent_server(
     settings: Settings, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "_TIMEOUT", (0.3, 0.3))
-    monkeypatch.setattr(alerts, "SECONDS_IN_ALL", 1.5)
+    monkeypatch.setattr(delivery, "SECONDS_IN_ALL", 1.5)
     began, port = time.monotonic(), request.getfixturevalue(server)
     with pytest.raises(DeliveryFailed):
         heartbeat(beating(settings, f"http://127.0.0.1:{port}/{TOKEN}"), "shop")

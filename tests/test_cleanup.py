@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from backup_dag.core.audit import entries
+from backup_dag.core.audit import audited, entries, log_file
 from backup_dag.core.errors import BackupDagError, GuardRefused, StoreError, StoreUnreachable
 from backup_dag.core.holds import held
 from backup_dag.core.in_words import size
@@ -554,18 +554,37 @@ def test_more_than_a_share_does_not_go_at_once(policy: Settings, local: LocalSto
     assert len(run(wider, local, leave=Leave()).removed) == 3
 
 
+def test_what_an_outage_left_to_be_cleaned_up_is_no_more_than_usual(
+    policy: Settings, local: LocalStore, lay: Put
+) -> None:
+    """Else one night that was missed would stop every clean-up after it."""
+    lay(local, 1, "content")
+    for days in (2, 3, 4, 5, 9, 10, 11):
+        lay(local, days)
+    with audited(policy.backup_dir, "cleanup", "orders"):
+        pass
+    refusal(run(policy, local, leave=Leave()))
+    path = log_file(policy.backup_dir)
+    line = json.loads(path.read_text().splitlines()[0])
+    past = {**line, "time": (NOW - timedelta(days=2, hours=1)).isoformat()}
+    path.write_text(json.dumps(past) + "\n")
+    assert len(run(policy, local, leave=Leave()).removed) == 3
+
+
 def test_manifests_that_somebody_deleted_do_not_take_their_data_with_them(
     policy: Settings, local: LocalStore, offsite: S3Store, lay: Put
 ) -> None:
-    """`rm *.json`: what is left may be whole, and is nobody's to remove but a person's."""
+    """`rm *.json`: what is left may be whole, and is nobody's to remove but a person's; unless the bucket has
+    it, and somebody has looked at that."""
     lay(offsite, 1, "content")
     for days in range(1, 8):
         lay(local, days)
         (local.folder / made(days).id.file("json")).unlink()
     age(local.folder)
     report = run(policy, local, offsite, leave=Leave(force=True), now=NOW + LONG_AGO)
-    assert "its manifest is gone" in why(report, made(7))
-    assert len(list(local.list())) == 7 * 3
+    assert "recover it by hand" in why(report, made(7))
+    assert "s3 has a copy that was checked" in why(report, made(1))
+    assert len(list(local.list())) == 6 * 3
 
 
 def test_a_database_that_shrank_stays_so_until_somebody_accepts_it(

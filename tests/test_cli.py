@@ -17,11 +17,12 @@ import pytest
 from backup_dag import __version__
 from backup_dag.core.errors import EXIT_CODES
 from demo.servers import Postgres, S3Server
+from tests.authentic import with_mac
 from tests.conftest import KEY, Here, Terminal, make_database, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
 
-VERBS = ["backup", "list", "verify", "doctor", "metrics"]
+VERBS = ["backup", "list", "status", "verify", "doctor", "metrics"]
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +208,16 @@ def test_it_runs_with_stdin_closed_and_no_terminal(ours: Terminal) -> None:
     assert "backup_tiny_" in ended.stdout
 
 
+def test_a_signal_that_comes_when_it_is_over_changes_nothing(ours: Terminal, made: Made) -> None:
+    late = "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGTERM);"
+    late += "from backup_dag.cli.main import main; sys.argv = ['backup-dag', 'list']; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", late], cwd=ours.folder, env=ours.environment, capture_output=True, text=True
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    assert str(made.id) in ended.stdout
+
+
 def test_a_reader_that_goes_away_early_is_no_traceback(ours: Terminal, made: Made) -> None:
     """As in `backup-dag list | head -0`."""
     ended = subprocess.run(
@@ -273,6 +284,14 @@ def test_strays_are_named_and_left_alone(made: Made) -> None:
     assert (notes.read_text(), orphan.read_text()) == ("mine", "from a run that died")
 
 
+def test_list_says_why_it_knows_no_passphrase(made: Made) -> None:
+    """And not that today's were an older one."""
+    listed = made.run("list", BACKUP_ENCRYPTION_KEY_FILE="/nowhere")
+    assert listed.returncode == 0, listed.stderr
+    assert "warning: what is set here opens no copy" in listed.stderr
+    assert "are both set" in listed.stderr
+
+
 def test_list_keeps_to_one_database(here: Here, made: Made, sample: str) -> None:
     assert here(made.terminal, "backup", DATABASE_URL=sample).returncode == 0
     both = json.loads(made.run("list", "--json").stdout)["backups"]
@@ -316,7 +335,7 @@ def truncate(path: Path) -> None:
 def change_digest(made: Made) -> None:
     changed = json.loads(made.file("json").read_text())
     changed["content"]["tables"]["public.people"]["sha256"] = "0" * 64
-    made.file("json").write_text(json.dumps(changed))
+    made.file("json").write_text(json.dumps(with_mac(changed)))
 
 
 DAMAGES: dict[str, tuple[Callable[[Made], None], list[str]]] = {
@@ -373,7 +392,7 @@ def test_the_latest_backup_is_verified_even_where_it_is_plainly_broken(made: Mad
 def test_a_digest_of_the_whole_that_was_changed_is_found(made: Made) -> None:
     changed = json.loads(made.file("json").read_text())
     changed["content"]["sha256"] = "0" * 64
-    made.file("json").write_text(json.dumps(changed))
+    made.file("json").write_text(json.dumps(with_mac(changed)))
     assert made.run("verify").returncode == 6
 
 

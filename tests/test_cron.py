@@ -1,23 +1,14 @@
 """Backups where nobody is looking: by cron, or a timer."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import quote
-
-import pytest
 
 from demo.servers import free_port
 from tests.conftest import PASSWORD, Here, Terminal
-from tests.test_alerts import Web
+from tests.web import Web
 
 MakeTerminal = Callable[[str], Terminal]
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
 
 
 def test_a_backup_that_fails_is_told_at_once_and_says_what_still_protects(

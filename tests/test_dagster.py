@@ -1,6 +1,7 @@
 """The lineage in Dagster: what is recorded, what is not, and what a rerun does."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from backup_dag.core.store.local import LocalStore
 from backup_dag.defs.location import code_location
 from demo.servers import Postgres, S3Server
 from tests.conftest import make_database, run_sql
+from tests.gate import Gate
 
 STAGES = ["raw_dump", "compressed_artifact", "encrypted_artifact", "checksum"]
 
@@ -160,6 +162,25 @@ def test_an_upload_that_failed_is_made_up_for_without_a_new_dump(
     assert Catalog([LocalStore(backed.backup_dir)]).survey().ids == before
     found = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
     assert f"{before[0]}.json" in {item["Key"] for item in found}
+
+
+def test_a_bucket_that_never_answers_costs_only_the_copy(
+    backed: Settings,
+    instance: DagsterInstance,
+    gated: Callable[[str, int], tuple[str, Gate]],
+    s3: S3Server,
+    bucket: str,
+) -> None:
+    assert run(code_location(backed), instance, today(), STAGES).success
+    endpoint, _ = gated(s3.endpoint, 0)
+    silent = backed.model_copy(update={"aws_endpoint_url_s3": endpoint, "backup_stall_seconds": 2})
+    began = time.monotonic()
+    result = run(code_location(silent), instance, today(), ["s3_copy"])
+    assert time.monotonic() - began < 20
+    failure = result.failure_data_for_node("sample__s3_copy")
+    assert failure is not None
+    assert f"listing s3://{bucket}/ failed" in str(failure.error)
+    assert latest(instance, "s3_copy") is None
 
 
 def test_a_past_days_local_backup_can_be_copied_by_itself(

@@ -16,14 +16,7 @@ from backup_dag.defs.location import code_location
 from tests.cleaning import NOW, ids, put
 from tests.cleaning import made as made_days_ago
 from tests.nights import of_shop
-from tests.test_alerts import Web
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
+from tests.web import Web
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def run(
     environment = {**ours.environment, **s3.environment(), "AWS_S3_BUCKET": bucket, "DAGSTER_HOME": str(home)}
     ours.environment = environment
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    words = ["asset", "materialize", "-m", "backup_dag.definitions", "--select", "group:large"]
+    words = ["asset", "materialize", "-m", "backup_dag.definitions", "--select", '+key:"large/s3_copy"']
     process = subprocess.Popen(
         [sys.executable, "-m", "dagster", *words, "--partition", today],
         env=environment,

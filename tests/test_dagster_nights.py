@@ -55,13 +55,14 @@ from tests.cleaning import checked, ids
 from tests.conftest import KEY, Terminal
 from tests.gate import Gate
 from tests.nights import PASSWORD, at, fill, made, of_shop
-from tests.test_alerts import Web, by_urls, web
+from tests.test_alerts import by_urls
 from tests.test_dagster import STAGES, backed, days_ago, run, today
 from tests.test_dagster_faults import Run
 from tests.test_dagster_faults import run as held
 from tests.test_watch import address, heard
+from tests.web import Web
 
-__all__ = ["backed", "held", "web"]  # fixtures
+__all__ = ["backed", "held"]  # fixtures
 
 MINUTE = timedelta(minutes=1)
 
@@ -94,11 +95,6 @@ def shop(settings: Settings, web: Web) -> Settings:
 @pytest.fixture
 def local(shop: Settings) -> LocalStore:
     return LocalStore(shop.backup_dir)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    return tmp_path / "work"
 
 
 class Ticking:
@@ -317,11 +313,12 @@ def test_the_verification_is_at_its_own_hour_and_once_a_day(shop: Settings) -> N
 
 @pytest.mark.parametrize("schedules", ["on", "off"])
 def test_everything_that_runs_by_itself_is_on_or_off_together(shop: Settings, schedules: str) -> None:
-    ours = shop.model_copy(update={"backup_schedules": schedules, "backup_digest": "daily"})
+    all_on = {"backup_digest": "daily", "backup_drill_unproven": "on"}
+    ours = shop.model_copy(update={"backup_schedules": schedules, **all_on})
     repository = code_location(ours).get_repository_def()
     sensors = {each.name: each.default_status for each in repository.sensor_defs}
     running = schedules == "on"
-    assert len(sensors) == 7
+    assert len(sensors) == 8
     assert set(sensors.values()) == {DefaultSensorStatus.RUNNING if running else DefaultSensorStatus.STOPPED}
     assert {each.default_status for each in repository.schedule_defs} == {
         DefaultScheduleStatus.RUNNING if running else DefaultScheduleStatus.STOPPED

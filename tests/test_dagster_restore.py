@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from backup_dag.core.settings import Settings
 from backup_dag.defs.location import code_location
 from demo.servers import Postgres
-from tests.conftest import Here, Terminal, asked, make_database, name_of, run_sql
-from tests.test_restore import made_by_restores, orders, spoil
+from tests.conftest import Here, Terminal, asked, name_of, run_sql
+from tests.test_restore import made_by_restores, orders, small_shop, spoil
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["fetch", "verify", "plan", "safety_backup", "build", "prove", "swap", "report"]
@@ -25,11 +25,8 @@ STEPS = ["fetch", "verify", "plan", "safety_backup", "build", "prove", "swap", "
 
 @pytest.fixture
 def shop(postgres: Postgres) -> Iterator[str]:
-    url = make_database(postgres)
-    run_sql(url, "CREATE TABLE orders AS SELECT n, 'order ' || n AS what FROM generate_series(1, 500) n")
-    yield url
-    for each in [*made_by_restores(postgres, name_of(url)), name_of(url)]:
-        run_sql(postgres.url(), f'DROP DATABASE IF EXISTS "{each}" WITH (FORCE)')
+    with small_shop(postgres) as url:
+        yield url
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 
 from demo.servers import Postgres, S3Server
-from tests.conftest import KEY, MARKER, PASSWORD, Here, Terminal, fill, make_database
+from tests.conftest import KEY, MARKER, PASSWORD, Here, NextIsGood, Terminal
 from tests.gate import Gate
 
 MIB = 1 << 20
@@ -30,7 +30,6 @@ MID_DUMP, MID_UPLOAD = 8 * MIB, 3 * MIB  # of 24 MB of dump, of a part of 8 MiB
 TEMPORARY = "temporary"
 
 MakeTerminal = Callable[[str], Terminal]
-NextIsGood = Callable[..., None]
 PutGate = Callable[[str, int], tuple[str, Gate]]
 
 
@@ -144,21 +143,6 @@ def assert_nothing_left(run: Run) -> None:
     assert files_in(run.terminal.folder / TEMPORARY) == []
 
 
-@pytest.fixture
-def assert_next_is_good(here: Here) -> NextIsGood:
-    """Makes a backup, which must be whole, verify wherever it lies, and leave an empty `.work`."""
-
-    def check(ours: Terminal, url: str, **changed: str) -> None:
-        made = here(ours, "backup", DATABASE_URL=url, **changed)
-        assert made.returncode == 0, made.stderr
-        checked = here(ours, "verify", DATABASE_URL=url, **changed)
-        copies = 2 if "AWS_S3_BUCKET" in changed else 1
-        assert (checked.returncode, checked.stdout.count("good ")) == (0, copies), checked.stderr
-        assert list((ours.backups / ".work").iterdir()) == []
-
-    return check
-
-
 def assert_says(said: str, *words: str) -> None:
     assert [word for word in words if word not in said] == []
     assert "error: " in said
@@ -253,14 +237,6 @@ def test_when_we_are_killed_our_children_die_with_us_and_the_next_run_sweeps(
     assert len(list((mid_dump.terminal.backups / ".work").iterdir())) == 1
     assert_nothing_to_read(mid_dump.terminal.folder)
     assert_next_is_good(mid_dump.terminal, mid_dump.url)
-
-
-@pytest.fixture
-def guarded_url(guarded_postgres: Postgres) -> str:
-    """A large database on a server of its own that wants a password."""
-    url = make_database(guarded_postgres, "guarded")
-    fill(url, 32_000)  # more than the gate and the sockets hold, so that the crash cuts it short
-    return url
 
 
 @pytest.fixture
@@ -468,17 +444,8 @@ def test_a_limit_on_the_size_of_files_is_a_disk_error_too(
     assert_next_is_good: NextIsGood, large: str, terminal: MakeTerminal
 ) -> None:
     ours = with_temporary_folder(terminal(large))
-    limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
-    replaced = "os.execv(sys.executable, [sys.executable, '-m', 'backup_dag.cli', 'backup'])"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    ended = subprocess.run(
-        [sys.executable, "-c", limit + replaced],
-        cwd=ours.folder,
-        env=ours.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = ours.run_with_small_files(1, "backup")
     assert ended.returncode == 9, ended.stderr
     assert_says(ended.stderr, "File too large", "df -h")
     assert nothing_but_the_audit_log(ours.folder)

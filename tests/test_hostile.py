@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from backup_dag.core.catalog import Catalog
 from backup_dag.core.databases import Plan
 from backup_dag.core.errors import ConfigurationError
 from backup_dag.core.offsite import copy_offsite
+from backup_dag.core.restoring.marks import Made
 from backup_dag.core.settings import Settings, load
+from backup_dag.core.stages.dump import PROPERTIES
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store
 from backup_dag.core.work import work_directory
@@ -334,3 +338,49 @@ def test_options_that_cannot_work_are_refused_when_they_are_read() -> None:
     for option in ("--serializable-deferrable", "--with-statistics"):
         with pytest.raises(ValueError, match="cannot be passed on"):
             Plan(pg_dump_options=(option,))
+
+
+def test_what_a_role_set_for_itself_is_never_run_where_it_is_restored(
+    postgres: Postgres, terminal: MakeTerminal, here: Here
+) -> None:
+    """Anyone may set a setting of their own role: here to the line that divides a globals file, and SQL."""
+    url = make_database(postgres)
+    name = name_of(url)
+    run_sql(
+        url,
+        f"CREATE ROLE {name}_mallory",
+        f"ALTER ROLE {name}_mallory SET app.x = E'{PROPERTIES}ALTER ROLE {name}_mallory SUPERUSER; -- '",
+        f"ALTER DATABASE {name} SET app.tenant = 'ours'",
+        f"COMMENT ON DATABASE {name} IS 'what is lost'",
+    )
+    ours = terminal(url)
+    assert here(ours, "backup").returncode == 0
+    run_sql(postgres.url(), f"DROP DATABASE {name}")
+    ended = here(ours, "restore", "--force", DATABASE_URL=url)
+    assert ended.returncode == 0, ended.stderr
+    assert asked(url, "SELECT current_setting('app.tenant')") == [("ours",)]
+    assert asked(url, f"SELECT rolsuper FROM pg_roles WHERE rolname = '{name}_mallory'") == [(False,)]
+    run_sql(postgres.url(), f"DROP DATABASE {name} WITH (FORCE)", f"DROP ROLE {name}_mallory")
+
+
+@pytest.mark.parametrize("since", ['"2026-01-01T00:00:00"', "[" * 100_000, '"9999-12-31T23:59:59-14:00"'])
+def test_a_comment_that_looks_like_a_restores_mark_hinders_none(
+    postgres: Postgres, terminal: MakeTerminal, here: Here, since: str
+) -> None:
+    """The owner of a database writes its comment."""
+    url = make_database(postgres)
+    name = name_of(url)
+    ours = terminal(url)
+    assert here(ours, "backup").returncode == 0
+    mark = Made("x", "before", name, datetime.now(UTC), "b").mark
+    for other in ("one", "two"):
+        said = mark.replace('"x"', f'"{name}_{other}"')
+        if other == "one":
+            said = re.sub(r'"since": "[^"]*"', f'"since": {since}', said)
+        quoted = said.replace("'", "''")
+        run_sql(postgres.url(), f"CREATE DATABASE {name}_{other}")
+        run_sql(postgres.url(), f"COMMENT ON DATABASE {name}_{other} IS '{quoted}'")
+    planned = here(ours, "restore", "--rollback", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    for each in (f"{name}_one", f"{name}_two", name):
+        run_sql(postgres.url(), f"DROP DATABASE {each} WITH (FORCE)")

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,26 @@ import pytest
 from backup_dag.core.manifest import Manifest, read_manifest
 from demo.sample import load
 from demo.servers import Postgres
+from tests.authentic import with_mac
 from tests.conftest import KEY, MARKER, Here, Terminal, asked, fill, make_database, name_of, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
+ASKING_FOR_A_SETTING = (
+    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET app.tenant = %L', current_database(),"
+    " E'it''s \\\\ \"1\"'); END $$",
+    "CREATE TABLE orders (n int CHECK (current_setting('app.tenant') = E'it''s \\\\ \"1\"'))",
+    "SET app.tenant = E'it''s \\\\ \"1\"'; INSERT INTO orders VALUES (1)",
+)
+"""A constraint that only holds where the database has a setting of its own."""
+NOTING_LOGINS = (
+    "CREATE TABLE logins (at timestamptz)",
+    "CREATE FUNCTION note_login() RETURNS event_trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN INSERT INTO logins VALUES (now()); END $$",
+    "CREATE EVENT TRIGGER on_login ON login EXECUTE FUNCTION note_login()",
+    "ALTER EVENT TRIGGER on_login DISABLE",
+    "ALTER EVENT TRIGGER on_login ENABLE ALWAYS",
+)
+"""Whoever logs in writes a row (PostgreSQL 17 and newer)."""
 NASTY = Path(__file__).with_name("nasty.sql").read_text(encoding="utf-8")
 NAME = 'the "Größe" shop'
 
@@ -60,15 +77,21 @@ def backed_up(here: Here, ours: Terminal, **changed: str) -> Manifest:
     return read_manifest(json.dumps(said[0]["manifest"]).encode(), f"{said[0]['manifest']['backup']}.json")
 
 
-@pytest.fixture
-def shop(postgres: Postgres) -> Iterator[str]:
-    """A small database of its own, with what it holds in one table; its url."""
-    url = make_database(postgres)
+@contextmanager
+def small_shop(server: Postgres) -> Iterator[str]:
+    """A small database of its own, with what it holds in one table; its url. It goes with all that restores
+    made beside it."""
+    url = make_database(server)
     run_sql(url, "CREATE TABLE orders AS SELECT n, 'order ' || n AS what FROM generate_series(1, 500) n")
     yield url
-    name = url.rpartition("/")[2]
-    for each in [*made_by_restores(postgres, name), name]:
-        run_sql(postgres.url(), f'DROP DATABASE IF EXISTS "{each}" WITH (FORCE)')
+    for each in [*made_by_restores(server, name_of(url)), name_of(url)]:
+        run_sql(server.url(), f'DROP DATABASE IF EXISTS "{each}" WITH (FORCE)')
+
+
+@pytest.fixture
+def shop(postgres: Postgres) -> Iterator[str]:
+    with small_shop(postgres) as url:
+        yield url
 
 
 def orders(url: str) -> int:
@@ -173,6 +196,34 @@ def test_the_target_keeps_its_properties_and_the_old_one_is_kept(
     assert orders(shop) == 500
     [kept] = made_by_restores(postgres, name)
     assert orders(postgres.url(kept)) == 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_settings_that_a_constraint_asks_for_come_back_before_the_rows(
+    postgres: Postgres, terminal: MakeTerminal, here: Here, lost: bool
+) -> None:
+    url = make_database(postgres)
+    run_sql(url, *ASKING_FOR_A_SETTING)
+    ours = terminal(url)
+    backed_up(here, ours)
+    if lost:
+        run_sql(postgres.url(), f"DROP DATABASE {name_of(url)}")
+    done(here(ours, "restore", "--force"))
+    assert asked(url, "SELECT n FROM orders") == [(1,)]
+    assert asked(url, "SHOW app.tenant") == [('it\'s \\ "1"',)]
+
+
+@pytest.mark.parametrize("mode", ["swap", "in-place"])
+def test_a_trigger_on_login_writes_nothing_into_what_is_compared(
+    servers: Mapping[int, Postgres], terminal: MakeTerminal, here: Here, mode: str
+) -> None:
+    url = make_database(servers[18])
+    run_sql(url, *NOTING_LOGINS)
+    ours = terminal(url)
+    backed_up(here, ours)
+    done(here(ours, "restore", "--force", "--mode", mode))
+    [(before,)] = asked(url, "SELECT count(*) FROM logins")  # this login is the last of them
+    assert asked(url, "SELECT count(*) FROM logins") == [(before + 1,)]
 
 
 def test_rollback_and_back_again(postgres: Postgres, shop: str, terminal: MakeTerminal, here: Here) -> None:
@@ -483,7 +534,7 @@ def test_a_missing_extension_and_an_open_prepared_transaction_are_found_first(
     path = ours.backups / f"{made.backup}.json"
     known = json.loads(path.read_text())
     known["source"]["extensions"]["no_such_extension"] = "1.0"
-    path.write_text(json.dumps(known))
+    path.write_text(json.dumps(with_mac(known)))
     refused = done(here(ours, "restore", "--force"), 8)
     assert "no_such_extension" in refused.stderr
     assert made_by_restores(postgres, name_of(shop)) == []

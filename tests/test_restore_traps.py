@@ -21,6 +21,7 @@ from backup_dag.core.restoring.plan import Wish
 from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.settings import Settings
 from demo.servers import Postgres
+from tests.authentic import with_mac
 from tests.conftest import Here, Terminal, asked, make_database, name_of, run_sql
 from tests.test_restore import backed_up, databases, done, made_by_restores, orders, spoil
 
@@ -49,11 +50,11 @@ def rename(server: Postgres, old: str, new: str) -> None:
 
 
 def edited(ours: Terminal, made: Manifest, change: Callable[[dict[str, Any]], None]) -> None:
-    """As someone would who can write to the store."""
+    """As someone would who can write to the store, and has the passphrase."""
     path = ours.backups / f"{made.backup}.json"
     known = json.loads(path.read_text())
     change(known)
-    path.write_text(json.dumps(known))
+    path.write_text(json.dumps(with_mac(known)))
 
 
 # --- What is kept, and what is taken for it ---------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import pytest
 from apprise import NotifyBase
 from pydantic import SecretStr
 
+from backup_dag.core import history
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
+from backup_dag.core.verify import made_check, record
 from backup_dag.core.watching import alerts, delivery, telling
 from backup_dag.core.watching.alerts import Alert
 from backup_dag.core.watching.concerns import Concern, concerns
@@ -25,9 +27,8 @@ from demo.servers import S3Server, free_port
 from tests.cleaning import checked, ids
 from tests.conftest import Here, Terminal
 from tests.nights import PASSWORD, TWO, at, fill, made, of_shop
-from tests.test_alerts import Mailbox, Web, by_mail, by_urls, mail_server, web
-
-__all__ = ["web"]  # a fixture
+from tests.test_alerts import Mailbox, by_mail, by_urls, mail_server
+from tests.web import Web
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
@@ -57,11 +58,6 @@ def told(shop: Settings, web: Web) -> Settings:
 def local(shop: Settings) -> LocalStore:
     shop.backup_dir.mkdir(exist_ok=True)
     return LocalStore(shop.backup_dir)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    return tmp_path / "work"
 
 
 @pytest.fixture
@@ -130,6 +126,70 @@ def test_a_backup_that_is_damaged_protects_from_nothing(
     [damaged] = found(shop, at(9, 4))
     assert (damaged.kind, "rows of t differ" in damaged.happened) == ("damaged", True)
     assert kinds(shop, at(8) + ON_TIME + SECOND) == ["overdue", "damaged"]
+
+
+def test_a_backup_that_did_not_come_back_is_told_as_that_and_not_as_damage(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(8)), made(at(9))])
+    record(local, made(at(9)), made_check("restore", 3.0, ["table public.t has 3 rows, 4 were backed up"]))
+    [unproven] = found(shop, at(9, 4))
+    assert (unproven.kind, unproven.backup) == ("unproven", made(at(9)).backup)
+    assert "table public.t has 3 rows" in unproven.happened
+    record(local, made(at(9)), made_check("restore", 3.0, []))
+    assert found(shop, at(9, 4)) == []
+
+
+def test_what_a_drill_here_found_out_is_told_where_it_stands_beside_no_copy(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    """Of a backup that is long past, say, or where the store may only be read."""
+    seven_nights(local, work)
+    about: dict[str, Any] = {"backup": made(at(9)).backup, "store": "local", "seconds": {}}
+    history.record(shop.backup_dir, "drill", "shop", **about, faults=["table public.t has 3 rows"])
+    [unproven] = found(shop, at(9, 4))
+    assert (unproven.kind, unproven.backup) == ("unproven", made(at(9)).backup)
+    assert "table public.t has 3 rows" in unproven.happened
+    history.record(shop.backup_dir, "drill", "shop", **{**about, "store": "s3"}, faults=["gone since"])
+    assert len(found(shop, at(9, 4))) == 1
+    record(local, made(at(9)), made_check("restore", 3.0, ["table public.t has 3 rows"]))
+    assert kinds(shop, at(9, 4)) == ["unproven"]
+    record(local, made(at(9)), made_check("restore", 3.0, []))
+    assert found(shop, at(9, 4)) == []
+
+
+def test_a_check_of_ones_own_is_wrong_until_the_next_drill(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    about: dict[str, Any] = {"backup": made(at(9)).backup, "store": "local", "seconds": {}}
+    failed = {"young_orders": "it returned no rows"}
+    history.record(shop.backup_dir, "drill", "shop", **about, asked=2, failed=failed)
+    [own] = found(shop, at(9, 4))
+    assert (own.kind, own.about, own.may_end) == ("own check", "young_orders", True)
+    assert "your own check young_orders of it failed: it returned no rows" in own.happened
+    history.record(shop.backup_dir, "drill", "shop", **about, asked=2)
+    assert found(shop, at(9, 4)) == []
+
+
+def test_that_nothing_was_proven_for_long_is_told_by_how_often_drills_are_meant_to_be(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    now, off, nightly = (
+        datetime.now(UTC),
+        shop.model_copy(update={"backup_drill": "off"}),
+        shop.model_copy(update={"backup_drill": "nightly"}),
+    )
+    fill([local], work, [made(now - timedelta(days=60)), made(now)])
+    assert "drill overdue" in kinds(shop, now)
+    assert "drill overdue" not in kinds(off, now)
+    history.record(shop.backup_dir, "drill", "other", backup="", seconds={"load": 1.0})
+    assert "drill overdue" in kinds(shop, now)
+    history.record(shop.backup_dir, "drill", "shop", backup="", seconds={"load": 1.0})
+    assert "drill overdue" not in kinds(shop, now)
+    assert "drill overdue" not in kinds(shop, now + timedelta(days=31 + 7))
+    assert "drill overdue" in kinds(shop, now + timedelta(days=31 + 8))
+    assert "drill overdue" in kinds(nightly, now + timedelta(days=4))
 
 
 def test_unverified_is_what_was_not_read_hours_after_the_nightly_verification(

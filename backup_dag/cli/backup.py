@@ -1,17 +1,17 @@
 """backup-dag backup."""
 
-import sys
 import traceback
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document, one_database
+from backup_dag.cli.telling import tell_where_nobody_looks
 from backup_dag.core.backup import Order, order_for, take_backup
-from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.catalog import open_stores
 from backup_dag.core.databases import choose, configured
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.in_words import size
@@ -19,8 +19,6 @@ from backup_dag.core.manifest import Manifest
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.watching.alerts import Alert, protection
-from backup_dag.core.watching.watch import tell
 
 
 @cli.command(epilog=EPILOG)
@@ -54,7 +52,8 @@ def backup(
             failed[each.name] = ours = _in_our_words(error)
             if len(chosen) > 1:
                 terminal.say(f"{each.name} failed: {ours}")
-            _tell(settings, each.name, ours)
+            happened = f"the backup of {each.name} failed: {ours.message}"
+            tell_where_nobody_looks(settings, "failed", each.name, happened, ours.hint)
         said = error_document(failed[each.name]) if each.name in failed else {}
         done.append({"database": each.name, **made.document(), **said})
     first = next(iter(failed.values()), None)
@@ -69,21 +68,6 @@ def backup(
     raise Told(
         first.exit_code, f"{len(failed)} of {len(chosen)} databases failed: {', '.join(failed)}", hint=""
     )
-
-
-def _tell(settings: Settings, database: str, error: BackupDagError) -> None:
-    """Where nobody is looking, as under cron, those who have to know are told."""
-    if sys.stderr.isatty() or not (settings.backup_notify_email or settings.backup_notify_urls):
-        return
-    now = datetime.now(UTC)
-    try:
-        guard = protection(Catalog(open_stores(settings)), database, now)
-        happened = f"the backup of {database} failed: {error.message}"
-        undelivered = tell(settings, Alert("failed", database, happened, now, guard, error.hint))
-    except BackupDagError as also:
-        undelivered = [also.message]
-    for each in undelivered:
-        terminal.say(f"nobody was told: {each}")
 
 
 def _in_our_words(error: Exception) -> BackupDagError:

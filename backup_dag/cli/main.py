@@ -8,18 +8,34 @@ from types import FrameType
 import click
 
 from backup_dag import terminal
-from backup_dag.cli import backup, cleanup, doctor, listing, metrics, restore, verify, watch  # noqa: F401
+from backup_dag.cli import (  # noqa: F401
+    backup,
+    cleanup,
+    doctor,
+    drill,
+    listing,
+    metrics,
+    rekey,
+    restore,
+    status,
+    verify,
+    watch,
+)
 from backup_dag.cli.group import Told, cli, error_document
 from backup_dag.core.errors import INTERRUPTED, BackupDagError
+from backup_dag.core.private import shut_others_out
 
 
 def main() -> None:
     """Runs a verb; every way it can end has its exit code."""
+    shut_others_out()
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
-        signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGHUP):  # that a shell, or nohup, may have us ignore
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         code = cli.main(standalone_mode=False) or 0
+        _hear_no_more()
         if terminal.unwritten:
             raise BackupDagError(
                 f"it is done, but writing the result to stdout failed: {terminal.unwritten}",
@@ -41,6 +57,7 @@ def main() -> None:
 
 
 def _end(error: BackupDagError) -> None:
+    _hear_no_more()
     if "--json" in sys.argv and not isinstance(error, Told):
         terminal.document(error_document(error))
     terminal.say(f"error: {error}")
@@ -48,6 +65,11 @@ def _end(error: BackupDagError) -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the first is enough: we are tidying up
-        signal.signal(number, signal.SIG_IGN)
+    _hear_no_more()  # the first is enough: we are tidying up
     raise KeyboardInterrupt
+
+
+def _hear_no_more() -> None:
+    """It is over, and ends in its own way, whoever asks now."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -19,7 +19,6 @@ from backup_dag.core.restoring.restore import Report, Restoration
 from backup_dag.core.restoring.rollback import drop_kept, kept, roll_back, target_address
 from backup_dag.core.restoring.tables import TablesBack, bring_back
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.stream import Observer
 
 
 @cli.command(epilog=EPILOG)
@@ -85,7 +84,10 @@ def restore(
         mode=mode,
         safety_backup=not no_safety_backup,
     )
-    with ExitStack() as bars, Restoration(settings, wish, lambda what: _bar(bars, what)) as restoration:
+    with (
+        ExitStack() as bars,
+        Restoration(settings, wish, lambda what: terminal.next_progress(bars, what)) as restoration,
+    ):
         restoration.fetch()
         restoration.verify(to_its_end=dry_run)
         if tables:
@@ -125,12 +127,6 @@ def _end_where_refused(plan: RestorePlan) -> None:
         plan.check()
     except GuardRefused as refused:
         raise Told(refused.exit_code, refused.message, hint=refused.hint) from None
-
-
-def _bar(bars: ExitStack, what: str) -> Observer:
-    """The next step's bar, in place of the last one's."""
-    bars.close()
-    return bars.enter_context(terminal.progress(what))
 
 
 def _ask_for(name: str) -> None:

@@ -7,9 +7,17 @@ from typing import Any
 import click
 
 from backup_dag import terminal
-from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document, one_database, say_what_was_missed
-from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
-from backup_dag.core.databases import told_apart
+from backup_dag.cli.group import (
+    EPILOG,
+    Told,
+    as_json,
+    cli,
+    databases_meant,
+    error_document,
+    one_database,
+    say_what_was_missed,
+)
+from backup_dag.core.catalog import Backup, Copy, find
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -17,9 +25,10 @@ from backup_dag.core.errors import (
     IntegrityError,
 )
 from backup_dag.core.in_words import size
+from backup_dag.core.known import served_as_newest
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.verify import examine, latest_to_verify, record
+from backup_dag.core.verify import SOMEBODY_REMOVED, examine, latest_to_verify, record
 from backup_dag.core.watching.watch import beat
 
 _KEEP_THE_OTHER = "keep the copy that passed; if none did, take a backup now and look at the disk or bucket"
@@ -45,7 +54,7 @@ def verify(backup: str, database: str | None, level: Level, store: str | None, a
     asked = _Asked(settings, level, store, quiet=as_json)
     names: list[str | None] = [database]
     if backup == "latest" and database is None:
-        names, asked.refused = _configured(settings)
+        names, asked.refused = databases_meant(settings)
     for name in names:
         asked.verify(backup, name)
     if len(names) == 1 and not asked.checks:
@@ -81,6 +90,8 @@ class _Asked:
             self._refuse(database or reference, database or "", error)
             return
         self.missed += found.missed
+        if reference == "latest":
+            self._hold_to_what_is_known(found)
         copies = [copy for copy in found.copies if self._store in (None, copy.store.label)]
         if not copies and not found.missed:
             why = f"{found.id} has no copy in the store {self._store}"
@@ -93,6 +104,14 @@ class _Asked:
             said, hint = f"{' and '.join(failed)} did not pass", _KEEP_THE_OTHER
             self._failures.append(IntegrityError(said, hint=hint))
 
+    def _hold_to_what_is_known(self, found: Backup) -> None:
+        """That a newer one was put into the bucket is said beside what is found of this one."""
+        for copy in found.copies:
+            if copy.store.label == "s3" and self._store != "local":
+                of = found.id.database
+                if fault := served_as_newest(self._settings, copy.store, of, found.id):
+                    self._refuse(f"the latest of {of}", of, BackupNotFound(fault, hint=SOMEBODY_REMOVED))
+
     def _of_copy(self, found: Backup, copy: Copy) -> Iterator[tuple[str, Check]]:
         """One check, unless it could not be made."""
         try:
@@ -101,7 +120,7 @@ class _Asked:
         except BackupDagError as error:
             self._refuse(f"{found.id} in {copy.store.label}", found.id.database, error)
             return
-        address = copy.store.address(found.manifest.artifact.name)
+        address = copy.store.address((copy.manifest or found.manifest).artifact.name)
         if not self._quiet:
             _show_check(found.manifest, address, check)
         try:
@@ -129,18 +148,6 @@ class _Asked:
         for first in failures:
             said = "; ".join(error.message for error in failures)
             raise Told(first.exit_code, said, hint=first.hint)
-
-
-def _configured(settings: Settings) -> tuple[list[str | None], dict[str, BackupDagError]]:
-    """The configured databases, and why DATABASE_URL says none, if it does: for the others a name is enough.
-    Where none is configured, on a server with nothing but backups, those that there are."""
-    try:
-        usable, faults = told_apart(settings)
-    except ConfigurationError:
-        found = Catalog(open_stores(settings)).survey()
-        return list(dict.fromkeys(backup.database for backup in found.ids)) or [None], {}
-    names = [*(each.name for each in usable), *(name for name in faults if name != "DATABASE_URL")]
-    return list(names), {name: each for name, each in faults.items() if name == "DATABASE_URL"}
 
 
 def _beat(settings: Settings, but: Collection[str]) -> None:

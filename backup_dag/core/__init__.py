@@ -1,7 +1,7 @@
 """Everything that is true without Dagster. Down to back up, up to restore:
 
     PostgreSQL
-      │  pg_dump           ↑ psql, pg_restore     stages/dump.py
+      │  pg_dump           ↑ psql, pg_restore     stages/dump.py, psql.py
       ▼  (read along)                             stages/fingerprint.py
     gzip                   ↑ gunzip               stages/compression.py
       ▼
@@ -11,25 +11,26 @@
       ▼
     local store ──► S3     ↑ fetch                store/
 
-The verbs (backup, offsite, verify, cleanup, restore, rollback, doctor) string the stages together; the
-catalog knows which backups there are. A room imports only rooms below it:
+The verbs (backup, offsite, verify, cleanup, restore, rollback, drill, doctor) string the stages together;
+the catalog knows which backups there are. A room imports only rooms below it:
 
     doctor
-    tables
-    restore  rollback
-    plan
-    obstacles  roles
-    alerts  backup  metrics  offsite  verify  proof  cleanup
-    caution  judgement
-    cleaned  usual
-    catalog  holds  reading  target  retention  leftovers
-    audit
-    stages/  store/
-    databases  delivery  key  privileges
-    confirmation  history  clients  gpg  postgres
+    drilling/
+    restoring/  keeping/
+    watching/
+    backup  offsite  verify  rekey
+    catalog  holds  reading
+    audit  history
+    stages/  store/  psql
+    beneath  databases  key  privileges  signing
+    clients  gpg  postgres  nights  programs
+    looking
     address
     journal  work  process
     stream
-    manifest  settings
+    manifest  settings  in_words
+    options
     errors
+
+The layers within drilling/, restoring/, keeping/ and watching/ are drawn in ARCHITECTURE.md.
 """

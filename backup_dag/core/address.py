@@ -1,6 +1,9 @@
 """Where a database is: a url taken apart, and put together for programs without its password."""
 
+import ipaddress
 import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +32,7 @@ class Address:
         """Raises ConfigurationError, naming the variable that held the url and not the url."""
         try:
             parts = {} if _ambiguous(url) else parse_dsn(url)
-        except (psycopg2.ProgrammingError, UnicodeDecodeError):
+        except (psycopg2.ProgrammingError, ValueError):  # a byte that is no text, or a NUL
             parts = {}
         if not parts.get("dbname"):
             raise ConfigurationError(
@@ -50,9 +53,46 @@ class Address:
     def dbname(self) -> str:
         return str(self.parts["dbname"])
 
+    @property
+    def host(self) -> str | None:
+        """The machine that serves it, "" where that is this one (`this_machine`). None where that stands
+        elsewhere, in a service's file."""
+        where = self.parts.get("hostaddr") or self.parts.get("host")
+        if not where and (self.parts.get("service") or os.environ.get("PGSERVICE")):
+            return None
+        where = str(where or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or "")
+        others = [host for host in where.split(",") if not this_machine(host)]
+        return others[0] if others else ""
+
     def at(self, dbname: str) -> "Address":
         """Another database of the same server."""
         return Address({**self.parts, "dbname": dbname})
+
+    def having(self, parameters: Mapping[str, str]) -> "Address":
+        """The same database, for sessions that begin with these parameters, after those that were given."""
+        given = self.parts.get("options", os.environ.get("PGOPTIONS", ""))
+        said = " ".join([given, *(f"-c {name}={value}" for name, value in parameters.items())]).strip()
+        return Address({**self.parts, "options": said}) if parameters else self
+
+    def named(self, name: str) -> "Address":
+        """The same database, for sessions that the server shows by that name, behind one that was given."""
+        given = str(self.parts.get("application_name", _PARTS_UNLESS_GIVEN["application_name"]))
+        return Address(
+            {**self.parts, "application_name": f"{given.encode()[:40].decode(errors='ignore')} {name}"}
+        )
+
+    @property
+    def session_name(self) -> str:
+        """By which the server shows its sessions."""
+        return str(self.parts.get("application_name", _PARTS_UNLESS_GIVEN["application_name"]))
+
+    def is_beside(self, other: "Address") -> bool:
+        """Whether the other is a database of the same server, reached in the same way."""
+        apart = ("dbname", "options")
+        ours, theirs = (
+            {name: value for name, value in each.parts.items() if name not in apart} for each in (self, other)
+        )
+        return ours == theirs
 
     def with_password(self) -> str:
         """The connection string with all that is in it. Never to be shown."""
@@ -74,8 +114,22 @@ class Address:
         return process.environment({**libpq, **({"PGPASSWORD": str(password)} if password else {})})
 
 
+def this_machine(host: str) -> bool:
+    """Whether a host's name or address is this machine's, or a socket's: by what it says, nobody is asked."""
+    name = host.strip("[]").lower()
+    if not name or name.startswith(("/", "@")) or name in ("localhost", socket.gethostname().lower()):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.endswith(".localhost")
+
+
 def _ambiguous(url: str) -> bool:
-    """Whether a password in it is not encoded: what follows its / or @ would be taken for something else."""
+    """Whether a password in it is not encoded: what follows its / or @ would be taken for something else. And
+    what follows a NUL for nothing at all."""
+    if "\0" in url:
+        return True
     scheme, found, rest = url.partition("://")
     if not found or scheme not in ("postgresql", "postgres"):
         return False

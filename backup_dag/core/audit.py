@@ -50,6 +50,8 @@ class Entry:
     message: str = ""
     seconds: float = 0.0
     run: str | None = field(default_factory=lambda: _run.get())
+    time: str = ""
+    """When it ended, in UTC, once it is in the log."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.details[name] = value
@@ -84,7 +86,7 @@ def audited(
 def entries(backup_dir: Path) -> Iterator[Entry]:
     """What the log holds, the oldest first; lines that are none of ours are passed over. Raises DiskError."""
     for said in journal.read(log_file(backup_dir)):
-        with suppress(KeyError, TypeError, ValueError):
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
             entry = Entry(**{each.name: said[each.name] for each in fields(Entry)})
             entry.seconds = float(entry.seconds)
             if _is_ours(entry):
@@ -92,10 +94,14 @@ def entries(backup_dir: Path) -> Iterator[Entry]:
 
 
 def _is_ours(entry: Entry) -> bool:
-    """Whether what was read is of the kinds that we write: anyone may have added to the file."""
+    """Whether what was read is of the kinds that we write: anyone may have added to the file. Raises
+    ValueError where a text has half a character in it, which nothing could put out."""
     named = all(isinstance(each, str | None) for each in (entry.database, entry.backup, entry.run))
-    said = all(isinstance(each, str) for each in (entry.what, entry.outcome, entry.message))
-    return named and said and isinstance(entry.details, dict)
+    said = all(isinstance(each, str) for each in (entry.what, entry.outcome, entry.message, entry.time))
+    if not (named and said and isinstance(entry.details, dict)):
+        return False
+    f"{entry.database}{entry.backup}{entry.run}{entry.what}{entry.outcome}{entry.message}{entry.time}".encode()
+    return True
 
 
 @contextmanager
@@ -212,10 +218,14 @@ def _unsent(backup_dir: Path) -> _Lines | None:
 
 def _sent(backup_dir: Path) -> tuple[int, int]:
     """The file that was sent from, by its inode, and up to which byte."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         said = json.loads((backup_dir / _ROOM / _SENT).read_text())
         return int(said["file"]), max(0, int(said["bytes"]))
     return 0, 0
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _note_sent(backup_dir: Path, lines: _Lines) -> None:
@@ -223,7 +233,7 @@ def _note_sent(backup_dir: Path, lines: _Lines) -> None:
     path = backup_dir / _ROOM / _SENT
     new = path.with_name(f"{_SENT}.new")
     try:
-        with new.open("w") as file:
+        with open(new, "w", opener=_private) as file:
             json.dump({"file": lines.file, "bytes": lines.begin + len(lines.text)}, file)
             file.flush()
             os.fsync(file.fileno())

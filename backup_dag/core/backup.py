@@ -15,8 +15,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from backup_dag import __version__
-from backup_dag.core import nights, postgres
+from backup_dag.core import beneath, nights, postgres
 from backup_dag.core.audit import audited
+from backup_dag.core.authenticity import authenticator
 from backup_dag.core.clients import Clients, find_clients
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import DatabaseError, GuardRefused
@@ -95,7 +96,7 @@ def take_backup(settings: Settings, order: Order, observer: Observer | None = No
     """Makes the backup that is ordered, and returns once it is durable in BACKUP_DIR.
 
     Raises:
-        ConfigurationError: no key, no client tools that fit the server.
+        ConfigurationError: no key, a signing key that cannot sign, no client tools that fit the server.
         DatabaseError: unreachable, or it refused part of the dump.
         GuardRefused: another backup of this database is running, on whatever host.
         DiskError: no room for the artifact.
@@ -108,7 +109,7 @@ def take_backup(settings: Settings, order: Order, observer: Observer | None = No
 
 
 def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manifest:
-    key = encryption_key(settings)
+    key, authenticated = encryption_key(settings), authenticator(settings)
     store = LocalStore(settings.backup_dir)
     with (
         work_directory(settings.backup_dir) as work,
@@ -119,7 +120,7 @@ def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manif
         _wait_for_a_free_second(session, store, order.database.name)
         with session.snapshot() as snapshot:
             run = _Run(order, key, work, clients, session, snapshot)
-            manifest = run.make(observer)
+            manifest = authenticated(run.make(observer))
         _write(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files))
         _write(work / manifest.id.file(MANIFEST), manifest.to_json())
         publish(store, manifest, work)
@@ -224,10 +225,13 @@ class _Run:
             as_sql(fingerprint, self.clients, format=plan.format) as read_along,
             self._artifact(self._name(EXTENSION[plan.format])) as passed,
         ):
-            while block := dump.read():
+            block = dump.read()
+            beneath.see_that_nothing_changed(self.session, lambda: dump.is_over)
+            while block:
                 passed.plain.write(block)
                 read_along.write(block)
                 meter.count(len(block))
+                block = dump.read()
         return _Dumped(passed, fingerprint.finish(), dump.warnings)
 
     def _roles(self, facts: DatabaseFacts) -> tuple[Hashing, bool]:

@@ -8,6 +8,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,23 +33,35 @@ from backup_dag.core.manifest import (
     read_manifest,
 )
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import Store
+from backup_dag.core.store.base import PROBE, Store
 from backup_dag.core.store.local import LocalStore
 
 _Answer = TypeVar("_Answer")
+_AT_A_TIME = 8  # documents of one store
 _STEM = re.compile(r"(backup_[A-Za-z0-9_]+_\d{8}_\d{6})(\..+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Copy:
     """One store's copy of a backup. `fault` says why it cannot be used, "" where it can; `remark` what else
-    is not as it should be."""
+    is not as it should be. `document` is what the manifest was read from; `refused` is why that could not be
+    read at all, which says nothing of what it holds."""
 
     store: Store
     manifest: Manifest | None
     verification: Verification | None
     fault: str = ""
     remark: str = ""
+    document: bytes = field(default=b"", repr=False)
+    refused: StoreError | DiskError | None = None
+
+    def its_manifest(self, hint: str = "see the other copy, or another backup") -> Manifest:
+        """Raises IntegrityError where there is none that can be used; StoreError, DiskError: nobody knows."""
+        if self.refused is not None:
+            raise self.refused
+        if self.manifest is None:
+            raise IntegrityError(self.fault, hint=hint)
+        return self.manifest
 
     @property
     def verdict(self) -> Check | None:
@@ -86,13 +100,17 @@ class Backup:
     @property
     def manifest(self) -> Manifest:
         """Raises IntegrityError where no copy has one that can be read."""
-        for copy in self.copies:
-            if copy.manifest is not None:
-                return copy.manifest
-        raise IntegrityError(
-            f"no copy of {self.id} can be used: {'; '.join(copy.fault for copy in self.copies)}",
-            hint="its artifact may still be recovered by hand, see docs/format.md",
-        )
+        if self.manifest_or_none is None:
+            raise IntegrityError(
+                f"no copy of {self.id} can be used: {'; '.join(copy.fault for copy in self.copies)}",
+                hint="its artifact may still be recovered by hand, see docs/format.md",
+            )
+        return self.manifest_or_none
+
+    @property
+    def manifest_or_none(self) -> Manifest | None:
+        """The nearest copy's that can be read, whatever else is wrong with that copy."""
+        return next((copy.manifest for copy in self.copies if copy.manifest), None)
 
     @property
     def good(self) -> bool:
@@ -161,15 +179,27 @@ class Catalog:
         )
         return survey
 
+    def every(self, database: str) -> list[Backup]:
+        """Every backup of a database with its manifests and check results, the newest first.
+
+        For whoever needs them all: each store is listed once, and two documents of each copy are read, some
+        at a time.
+        """
+        copies: dict[BackupId, list[Copy]] = defaultdict(list)
+        for _, found in self._ask(lambda store: _copies_in(store, database)):
+            for backup, copy in found:
+                copies[backup].append(copy)
+        missed = tuple(self._missed.values())
+        newest_first = sorted(copies, key=lambda backup: backup.stamp, reverse=True)
+        return [Backup(id, tuple(_of_one_backup(copies[id])), missed) for id in newest_first]
+
     def load(self, backup: BackupId) -> Backup:
         """A backup with its manifests and check results. Raises BackupNotFound."""
         copies = []
         for _, copy in self._ask(lambda store: _copy_in(store, backup)):
             copies += [copy] if copy else []
         if not copies:
-            for error in self._missed.values():  # it may be there
-                raise error
-            raise BackupNotFound(
+            raise self.lacking(
                 f"there is no {backup} in {self.places}", hint="backup-dag list shows what there is"
             )
         return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
@@ -178,6 +208,10 @@ class Catalog:
     def away(self) -> dict[str, BackupDagError]:
         """The stores that could not be asked so far, by their labels, and why."""
         return {store.label: error for store, error in self._missed.items()}
+
+    def lacking(self, message: str, *, hint: str) -> BackupDagError:
+        """What to raise where nothing was found: why a store could not be asked, since it may be there."""
+        return next(iter(self._missed.values()), None) or BackupNotFound(message, hint=hint)
 
     @property
     def places(self) -> str:
@@ -194,11 +228,20 @@ class Catalog:
         """
         for found in self.newest_first(database, usable=usable, until=until):
             return found
-        for error in self._missed.values():
-            raise error
-        raise BackupNotFound(
+        raise self.lacking(
             f"there is no backup{f' of {database}' if database else ''} in {self.places}",
             hint="make one with backup-dag backup, or look elsewhere (BACKUP_DIR, AWS_S3_BUCKET)",
+        )
+
+    def latest_proven(self, database: str | None = None) -> Backup:
+        """The newest backup of a night that a restore or a drill has proven, and nothing has been found wrong
+        with since. Reads the notes of every newer one. Raises BackupNotFound."""
+        for found in self.newest_first(database):
+            if found.proven and found.manifest.is_of_a_night:
+                return found
+        raise self.lacking(
+            f"no backup{f' of {database}' if database else ''} in {self.places} was ever proven",
+            hint="prove one: backup-dag drill",
         )
 
     def newest_first(
@@ -217,7 +260,7 @@ class Catalog:
         """The backups that count for their day, the newest first, loaded as they are asked for; those that
         cannot be used among them, where it can be known of what day they are."""
         for backup in self.newest_first(database, usable=False, until=until):
-            manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+            manifest = backup.manifest_or_none
             if manifest is not None and manifest.is_of_a_night:
                 yield backup
 
@@ -233,20 +276,24 @@ def open_stores(settings: Settings, s3_client: Any = None) -> list[Store]:
 
 
 def find(settings: Settings, reference: str, database: str | None = None, *, usable: bool = True) -> Backup:
-    """The backup that a person means: `latest` (`usable`, see there), an id, a path, or an s3:// address.
+    """The backup that a person means: `latest` (`usable`, see there), `latest-proven`, an id, a path, or an
+    s3:// address.
 
     Raises:
         BackupNotFound: there is none, or the reference is not one.
     """
     if reference == "latest":
         return Catalog(open_stores(settings)).latest(database, usable=usable)
+    if reference == "latest-proven":
+        return Catalog(open_stores(settings)).latest_proven(database)
     folder, name = os.path.split(reference)
     match = _STEM.fullmatch(f"{name}.".replace("..", ".", 1)) or _STEM.fullmatch(name)
     backup = BackupId.parse(match.group(1)) if match else BackupId.parse(name)
     if backup is None:
         raise BackupNotFound(
             f"{reference!r} is not a backup",
-            hint="give latest, an id such as backup_orders_20260131_020000, a path, or an s3:// address",
+            hint="give latest, latest-proven, an id such as backup_orders_20260131_020000, a path, or an"
+            " s3:// address",
         )
     return Catalog(_stores_at(settings, folder)).load(backup)
 
@@ -257,6 +304,8 @@ def _stores_at(settings: Settings, folder: str) -> Sequence[Store]:
     if not folder.startswith("s3://"):
         return [LocalStore(Path(folder))]
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise BackupNotFound(f"{folder!r} names no bucket", hint="write s3://bucket/prefix/backup_…")
     there = settings.model_copy(
         update={"aws_s3_bucket": bucket, "backup_s3_prefix": f"{prefix}/" if prefix else ""}
     )
@@ -270,9 +319,9 @@ def _sorted_out(store: Store) -> tuple[dict[BackupId, set[str]], list[Stray]]:
     for listed in store.list():
         match = _STEM.fullmatch(listed.name)
         backup = BackupId.parse(match.group(1)) if match else None
-        if backup is None:
+        if backup is None and listed.name != PROBE:
             strays.append(Stray(store.address(listed.name), "not a backup's name"))
-        else:
+        elif backup is not None:
             files[backup].add(listed.name)
     whole = {backup: names for backup, names in files.items() if backup.file(MANIFEST) in names}
     strays += _without_manifest(
@@ -292,39 +341,80 @@ def _copy_in(store: Store, backup: BackupId) -> Copy | None:
     return _copy(store, backup, sizes) if backup.file(MANIFEST) in sizes else None
 
 
+def _copies_in(store: Store, database: str) -> list[tuple[BackupId, Copy]]:
+    """A store's copies of a database's backups. Raises as `_copy_in`, and is not waited for then."""
+    sizes: dict[BackupId, dict[str, int]] = defaultdict(dict)
+    for listed in store.list(f"backup_{database}_"):
+        backup = BackupId.parse(listed.name.partition(".")[0])
+        if backup is not None and backup.database == database:
+            sizes[backup][listed.name] = listed.bytes
+    whole = [backup for backup, names in sizes.items() if backup.file(MANIFEST) in names]
+
+    def copy(backup: BackupId) -> Copy | None:
+        with suppress(BackupNotFound):  # removed meanwhile
+            return _copy(store, backup, sizes[backup])
+        return None
+
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        found = zip(whole, pool.map(copy, whole), strict=True)
+        return [(backup, there) for backup, there in found if there]
+
+
 def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
     try:
-        manifest = read_manifest(store.read(backup.file(MANIFEST)), backup.file(MANIFEST))
+        document = store.read(backup.file(MANIFEST))
+        manifest = read_manifest(document, backup.file(MANIFEST))
     except StoreUnreachable:
         raise
     except BackupDagError as error:
-        return Copy(store, None, None, f"{store.address(backup.file(MANIFEST))}: {error.message}")
+        refused = error if isinstance(error, StoreError | DiskError) else None
+        fault = f"{store.address(backup.file(MANIFEST))}: {error.message}"
+        return Copy(store, None, None, fault, refused=refused)
     fault = ""
     for file in manifest.files:
-        if sizes.get(file.name) != file.bytes:
-            found = f"{sizes[file.name]:,} bytes" if file.name in sizes else "not there"
+        there = _bytes_of(store, file.name, sizes)
+        if there != file.bytes:
+            found = "not there" if there is None else f"{there:,} bytes"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
     known = verification(store, backup, sizes)
     unread = known is None and backup.file(VERIFICATION) in sizes
     remark = (
         f"{store.address(backup.file(VERIFICATION))} is no record of this backup's checks" if unread else ""
     )
-    return Copy(store, manifest, known, fault, remark)
+    return Copy(store, manifest, known, fault, remark, document)
+
+
+def _bytes_of(store: Store, name: str, sizes: dict[str, int]) -> int | None:
+    """None where there is no such file. What a listing lacks is asked for by name before that is believed,
+    since a copy is condemned for it."""
+    if name in sizes:
+        return sizes[name]
+    return next((listed.bytes for listed in store.list(name) if listed.name == name), None)
 
 
 def _of_one_backup(copies: list[Copy]) -> Iterator[Copy]:
-    """The copies; one whose manifest is not the first one's is another backup that has the same name."""
-    first = next((copy for copy in copies if copy.manifest), None)
+    """The copies; one whose manifest is not the first one's, under whatever passphrase, is another backup
+    that has the same name."""
+    first = next((copy.manifest for copy in copies if copy.manifest), None)
     for copy in copies:
-        if first and copy.manifest and first.manifest != copy.manifest:
-            where = copy.store.address(copy.manifest.artifact.name)
-            fault = (
-                f"{where} is another backup of the same name, from the server"
-                f" {copy.manifest.server.system_identifier}: give each server a BACKUP_S3_PREFIX of its own"
-            )
-            yield replace(copy, fault=copy.fault or fault)
+        if first and copy.manifest and not copy.manifest.is_same_backup(first):
+            yield replace(copy, fault=copy.fault or _is_another(copy.store, copy.manifest, first))
         else:
             yield copy
+
+
+def _is_another(store: Store, manifest: Manifest, first: Manifest) -> str:
+    """How a manifest differs from that of the nearest copy, in words."""
+    server = manifest.server.system_identifier
+    if server == first.server.system_identifier:
+        return (
+            f"{store.address(manifest.id.file(MANIFEST))} does not say what the nearest copy's manifest says:"
+            " it is another backup of the same name, or one of the two was changed"
+        )
+    return (
+        f"{store.address(manifest.artifact.name)} is another backup of the same name, from the server"
+        f" {server}: give each server a BACKUP_S3_PREFIX of its own"
+    )
 
 
 def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verification | None:

@@ -11,6 +11,7 @@ environment variable that holds it.
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,8 +132,8 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
             f"no database is configured: DATABASE_URL is not set, and there is no {settings.backup_config}",
             hint="set DATABASE_URL=postgresql://user:password@host:5432/name in the environment or .env",
         )
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ConfigurationError(
                 f"two databases are called {name!r}",
                 hint=f"give one of them another name in {settings.backup_config} ([databases.NAME])",
@@ -161,7 +162,7 @@ def whole_database(like: Database, address: Address) -> Database:
 def _tables(path: Path, *, given: bool) -> tuple[str, dict[str, Any]]:
     """The file's text, and its tables by the databases' names."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         if given:
             raise ConfigurationError(
@@ -173,14 +174,14 @@ def _tables(path: Path, *, given: bool) -> tuple[str, dict[str, Any]]:
         raise ConfigurationError(f"reading {path} failed: {error}", hint="make it readable UTF-8") from None
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of a number without end, or of lists within lists
         raise ConfigurationError(f"{path} is not TOML: {error}", hint="mend that line") from None
     if path == Path(os.devnull):
         return "", {}
     for key in document:
         if key != "databases":
             raise ConfigurationError(
-                f"{path}, line {_line_of_table(text, key)}, {key}: unknown",
+                f"{path}, line {_line_of_table(text, key)}, {key[:100]}: unknown",
                 hint="only [databases.NAME] is known",
             )
     tables = document.get("databases")

@@ -17,10 +17,15 @@ from typing import Literal
 from dotenv import dotenv_values
 
 from backup_dag.core import process
+from backup_dag.core.address import Address
 from backup_dag.core.audit import entries, log_file
-from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.authenticity import authenticator, demanded
+from backup_dag.core.catalog import Backup, Catalog, open_stores
 from backup_dag.core.clients import find_clients
 from backup_dag.core.databases import Database, configured
+from backup_dag.core.drilling.confinement import can_shut_in
+from backup_dag.core.drilling.own_checks import own_checks
+from backup_dag.core.drilling.scratch import server_programs
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -28,10 +33,11 @@ from backup_dag.core.errors import (
     DatabaseError,
     DeliveryFailed,
     DiskError,
+    StoreError,
 )
 from backup_dag.core.gpg import gpg_at
 from backup_dag.core.in_words import size
-from backup_dag.core.key import encryption_key
+from backup_dag.core.key import Fingerprints, encryption_key, known_fingerprints
 from backup_dag.core.postgres import Session, connected
 from backup_dag.core.privileges import hidden_by_row_security, not_readable
 from backup_dag.core.restoring.target import target_at
@@ -85,8 +91,11 @@ def examine(*, send_test_alert: bool = False) -> Iterator[Finding]:
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("tools", _tools),
         ("key", lambda: _key(settings)),
+        ("old passphrases", lambda: _old_passphrases(settings, databases)),
+        ("authenticity", lambda: _authenticity(settings)),
         *((each.name, lambda each=each: _database(settings, each)) for each in databases),
         ("disk", lambda: _disk(settings, databases)),
+        ("drills", lambda: _drills(settings, databases)),
         ("stores", lambda: _stores(settings)),
         ("alerts", lambda: _waiting(settings)),
         ("time zone", lambda: _zone(settings)),
@@ -146,6 +155,49 @@ def _key(settings: Settings) -> Iterator[Finding]:
         yield ok("key", said) if bits >= _ENOUGH_BITS else warn("key", f"{said}: too weak", advice)
 
 
+def _old_passphrases(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Finding]:
+    """Whether what is set here opens the newest backup of each database."""
+    keys, catalog = known_fingerprints(settings), Catalog(open_stores(settings))
+    for database in databases:
+        with suppress(BackupNotFound, DiskError, StoreError):  # of a store that fails is spoken elsewhere
+            yield from _opens(catalog.latest(database.name), keys)
+
+
+def _opens(backup: Backup, keys: Fingerprints) -> Iterator[Finding]:
+    what, of = f"{backup.id.database} passphrase", f"{backup.id}, the newest,"
+    found = {keys.what_opens(copy.manifest.encryption): copy for copy in backup.copies if copy.manifest}
+    for key, copy in found.items():
+        under = " ".join(copy.manifest.encryption.key_fingerprints) if copy.manifest else ""
+        where = copy.store.label
+        if key == "unknown":
+            advice = (
+                "set BACKUP_ENCRYPTION_KEY to the one it was made with; where you changed it on purpose, give"
+                " the earlier one in BACKUP_ENCRYPTION_OLD_KEY (BACKUP_ENCRYPTION_OLD_KEYS_FILE) as well"
+            )
+            said = (
+                f"{of} in {where} is under the passphrase {under}, which is not set here: it cannot be read"
+            )
+            yield warn(what, said, advice)
+        elif key == "old":
+            said = f"{of} in {where} is under an old passphrase, {under}, that is set here"
+            yield ok(what, f"{said}; backup-dag rekey re-encrypts it")
+
+
+def _authenticity(settings: Settings) -> Iterator[Finding]:
+    """What tells our backups from those that somebody else puts into the bucket."""
+    authenticator(settings)  # a signing key is tried out by it
+    if settings.backup_gpg_signing_key:
+        yield ok("authenticity", f"manifests are signed by {' or '.join(settings.backup_gpg_signing_key)}")
+    elif demanded(settings):
+        yield ok("authenticity", "manifests are authenticated by the passphrase")
+    else:
+        said = "nothing tells our backups from what somebody else puts into the bucket"
+        yield warn("authenticity", said, "set BACKUP_GPG_SIGNING_KEY to a key of this host's own")
+    if demanded(settings) and settings.backup_accept_unauthenticated == "on":
+        said = "BACKUP_ACCEPT_UNAUTHENTICATED=on: backups that anyone could have made are accepted"
+        yield warn("authenticity", said, "turn it off once no backup from before is needed")
+
+
 def _strength(passphrase: str) -> float:
     """An upper bound in bits: as if each character were drawn at random from those of its kinds."""
     kinds = ((str.islower, 26), (str.isupper, 26), (str.isdigit, 10), (lambda c: not c.isalnum(), 32))
@@ -165,6 +217,10 @@ def _database(settings: Settings, database: Database) -> Iterator[Finding]:
         else:
             advice = f"install postgresql-client-{session.server_major}: a newer dump may not load here"
             yield warn(f"{database.name} client", said, advice)
+        if not clients.restricts:
+            said = f"psql {clients.version} would run programs that a backup names (CVE-2025-8714)"
+            advice = "install a newer minor version: no backup is restored with this one"
+            yield warn(f"{database.name} psql", said, advice)
         yield _privileges(database, session)
         yield _clock(database, session)
     yield from _left_by_restores(database)
@@ -249,6 +305,48 @@ def _disk(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Findi
         yield warn("disk", said, "that is less than three nights; make room")
     else:
         yield ok("disk", said)
+
+
+def _drills(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Finding]:
+    """Whether a backup could be restored here to prove it."""
+    if settings.backup_drill == "off":
+        yield ok("drills", "off (BACKUP_DRILL): no backup is proven by itself")
+        return
+    for database in databases:
+        own_checks(settings, database.name)
+    if settings.backup_scratch_url is not None:
+        address = Address.of(settings.backup_scratch_url.get_secret_value(), "BACKUP_SCRATCH_URL")
+        with connected(address) as session:
+            yield ok("drills", f"on {address}, PostgreSQL {session.server().version}")
+        return
+    shut_in = can_shut_in()
+    if not shut_in and (os.geteuid() == 0 or settings.backup_drill_unconfined == "on"):
+        yield warn(
+            "drills",
+            "bubblewrap may not be used here: functions in a backup run with the rights of"
+            f" {'nobody' if os.geteuid() == 0 else 'this user'} while it is drilled",
+            "install bubblewrap, and let this user have namespaces; or set BACKUP_SCRATCH_URL",
+        )
+    elif not shut_in:
+        said = "bubblewrap may not be used here, and without it no drill is made (BACKUP_DRILL_UNCONFINED)"
+        yield warn("drills", said, "install bubblewrap, and let this user have namespaces")
+    majors = (_major(settings, database) for database in databases)
+    for wanted in sorted({each for each in majors if each is not None}):
+        try:
+            found = server_programs(settings.pg_bin_dir, wanted)
+        except ConfigurationError as error:
+            yield warn("drills", error.message, f"{error.hint}; or BACKUP_DRILL=off")
+        else:
+            yield ok(
+                "drills", f"{settings.backup_drill}, by the PostgreSQL {found.version} in {found.bin_dir}"
+            )
+
+
+def _major(settings: Settings, database: Database) -> int | None:
+    """That of the client programs that a backup would be made with."""
+    with suppress(BackupDagError), connected(database.address) as session:
+        return find_clients(session.server_major, settings.pg_bin_dir).major
+    return None
 
 
 def _stores(settings: Settings) -> Iterator[Finding]:

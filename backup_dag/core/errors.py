@@ -10,6 +10,8 @@
     │   └── StoreUnreachable       7    …and trying again may help
     ├── GuardRefused               8  a guard said no: lock held, target not allowed
     ├── DeliveryFailed             1  somebody could not be told; trying again may help
+    ├── ProgramStalled             1  a program on this machine stood still; trying again may help
+    ├── DrillBroke                 *  a drill came to no end; * that of what broke it
     └── DiskError                  9  disk full, or not writable
 
 Every error says what was tried and on what (the message), and what to do next (the hint).
@@ -50,6 +52,12 @@ class DatabaseUnreachable(DatabaseError):
     retryable = True
 
 
+class ChangedBeneath(DatabaseError):
+    """Something was changed beneath a dump in a way that its snapshot does not hide."""
+
+    retryable = True
+
+
 class BackupNotFound(BackupDagError):
     exit_code = 5
 
@@ -80,11 +88,24 @@ class DeliveryFailed(BackupDagError):
         self.told = told
 
 
+class ProgramStalled(BackupDagError):
+    retryable = True
+
+
+class DrillBroke(BackupDagError):
+    """Nothing was found out about the backup: what broke is the drill. Exit code and hint are its cause's."""
+
+    def __init__(self, what: str, cause: BackupDagError) -> None:
+        said = f"the drill of {what} broke, which says nothing of the backup: {cause.message}"
+        super().__init__(said, hint=cause.hint)
+        self.exit_code, self.retryable = cause.exit_code, cause.retryable
+
+
 class DiskError(BackupDagError):
     exit_code = 9
 
 
-INTERRUPTED = 130
+OWN_CHECK_FAILED, INTERRUPTED = 10, 130
 
 EXIT_CODES = {
     0: "fine",
@@ -97,5 +118,6 @@ EXIT_CODES = {
     7: "store unreachable or it refused",
     8: "refused by a guard (no confirmation, lock held, target not allowed)",
     9: "disk",
+    OWN_CHECK_FAILED: "a backup is proven, and a check of your own failed (drill)",
     INTERRUPTED: "interrupted",
 }

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from backup_dag.core.errors import DiskError
+from backup_dag.core.private import make_private
+from backup_dag.core.stall import lock
 
 _log = logging.getLogger("backup_dag")
 _said: set[str] = set()  # a full disk is told once, and not at every line
@@ -23,10 +25,10 @@ def append(path: Path, said: Mapping[str, Any]) -> str:
     """Adds a line, and returns once it is durable; else says so, and returns why not. Never raises for it."""
     line = json.dumps(said, default=str).encode() + b"\n"
     try:
-        _make_private(path.parent)
+        make_private(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, fcntl.LOCK_EX)
             _write_whole(handle, line)
         finally:
             os.close(handle)
@@ -44,9 +46,9 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         DiskError: it may not be read.
     """
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for line in file:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     if isinstance(said := json.loads(line), dict):
                         yield said
     except (FileNotFoundError, NotADirectoryError):
@@ -62,12 +64,6 @@ def say(text: str) -> None:
     if text not in _said:
         _said.add(text)
         _log.warning("warning: %s", text)
-
-
-def _make_private(folder: Path) -> None:
-    if not folder.exists():
-        _make_private(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _write_whole(handle: int, line: bytes) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +43,7 @@ def encryption_key(settings: Settings) -> Key:
     if settings.backup_encryption == "off":
         return Key("off")
     if settings.backup_gpg_recipients:
-        home = _keyring(settings)
+        home = keyring(settings)
         fingerprints = tuple(_public_key(home, recipient) for recipient in settings.backup_gpg_recipients)
         return Key("recipients", passphrase, home, fingerprints)
     if passphrase is None:
@@ -54,34 +56,80 @@ def encryption_key(settings: Settings) -> Key:
 
 
 def decryption_key(settings: Settings, made_with: Encryption) -> Key:
-    """The key that opens a backup, whatever new ones are encrypted with.
+    """The key that opens a backup, whatever new ones are encrypted with: among the passphrases that are set,
+    the old ones too, the one whose fingerprint the manifest names. None is ever tried out.
 
     Raises:
-        ConfigurationError: this host's passphrase is not the one it was made with, or there is none.
+        ConfigurationError: none of this host's passphrases is the one it was made with, or there is none.
     """
-    passphrase, told_in = settings.passphrase(), settings.backup_dir
+    told_in = settings.backup_dir
     if made_with.mode == "off":
         return Key("off")
     if made_with.mode == "recipients":
-        return Key("recipients", passphrase, _keyring(settings), tuple(made_with.key_fingerprints), told_in)
-    ours = passphrase_fingerprint(passphrase) if passphrase else None
-    if [ours] != made_with.key_fingerprints:
-        have = f"the one set here has {ours}" if ours else "none is set here"
-        theirs = ", ".join(made_with.key_fingerprints) or "none"
-        raise ConfigurationError(
-            f"this backup's passphrase has fingerprint {theirs}, {have}",
-            hint="set BACKUP_ENCRYPTION_KEY to the passphrase that was in use when it was made",
-        )
+        unlocks, keys = settings.passphrase(), tuple(made_with.key_fingerprints)
+        return Key("recipients", unlocks, keyring(settings), keys, told_in)
+    passphrase = passphrase_of(settings, made_with.key_fingerprints)
+    if passphrase is None:
+        raise another_passphrase(settings, ", ".join(made_with.key_fingerprints) or "none")
     return Key("symmetric", passphrase, None, tuple(made_with.key_fingerprints), told_in)
 
 
+def passphrase_of(settings: Settings, fingerprints: Sequence[str]) -> str | None:
+    """The passphrase that is set here, as the current one or an old one, and has this one fingerprint."""
+    known = (settings.passphrase(), *settings.old_passphrases())
+    return next((each for each in known if each and [passphrase_fingerprint(each)] == [*fingerprints]), None)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Those of the passphrases that are set here: of today's (None: none is), and of the old ones."""
+
+    current: str | None
+    old: tuple[str, ...]
+
+    def what_is(self, fingerprint: str) -> Literal["current", "old", "unknown"]:
+        if fingerprint == self.current:
+            return "current"
+        return "old" if fingerprint in self.old else "unknown"
+
+    def what_opens(self, made_with: Encryption) -> Literal["current", "old", "unknown", "public", "off"]:
+        """Which key opens what was made so; `public`: a secret key does."""
+        if made_with.mode == "symmetric":
+            return self.what_is("".join(made_with.key_fingerprints))
+        return "public" if made_with.mode == "recipients" else "off"
+
+
+def known_fingerprints(settings: Settings) -> Fingerprints:
+    """The fingerprints of the passphrases that are set here. Raises ConfigurationError where one cannot be
+    used."""
+    passphrase = settings.passphrase()
+    current = passphrase_fingerprint(passphrase) if passphrase else None
+    return Fingerprints(current, tuple(map(passphrase_fingerprint, settings.old_passphrases())))
+
+
+def another_passphrase(settings: Settings, theirs: str) -> ConfigurationError:
+    """That a backup was made under a passphrase of another fingerprint than those here, or none is here."""
+    ours, old = settings.passphrase(), settings.old_passphrases()
+    have = f"the one set here has {passphrase_fingerprint(ours)}" if ours else "none is set here"
+    if old:
+        have += f", the old ones have {', '.join(map(passphrase_fingerprint, old))}"
+    return ConfigurationError(
+        f"this backup's passphrase has fingerprint {theirs}, {have}",
+        hint="set BACKUP_ENCRYPTION_KEY to the passphrase that was in use when it was made; where that is"
+        " another today, give the earlier one in BACKUP_ENCRYPTION_OLD_KEY, or in a file"
+        " (BACKUP_ENCRYPTION_OLD_KEYS_FILE)",
+    )
+
+
+@lru_cache(maxsize=64)
 def passphrase_fingerprint(passphrase: str) -> str:
     """16 hex digits that tell passphrases apart. scrypt (RFC 7914), so that guessing stays costly."""
     salt = b"backup-dag passphrase fingerprint 1"
     return hashlib.scrypt(passphrase.encode(), salt=salt, n=1 << 14, r=8, p=1, dklen=8).hex()
 
 
-def _keyring(settings: Settings) -> Path:
+def keyring(settings: Settings) -> Path:
+    """The gpg home with the keys that are named in the settings."""
     return settings.backup_gpg_home or Path(os.environ.get("GNUPGHOME", "~/.gnupg")).expanduser()
 
 

@@ -8,9 +8,9 @@ docs/format.md describes it for readers without this code.
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -24,6 +24,9 @@ ASIDE: frozenset[Reason] = frozenset({"pre_restore", "drill"})
 
 _ID = re.compile(r"backup_(?P<database>[A-Za-z0-9][A-Za-z0-9_]{0,62})_(?P<stamp>\d{8}_\d{6})", re.ASCII)
 _STAMP = "%Y%m%d_%H%M%S"
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+"""Between these every zone can tell the day before and the day after."""
+_MOST_SHOWN = 100  # characters of a text that somebody else may have made as long as they liked
 
 
 @dataclass(frozen=True, order=True)
@@ -55,6 +58,11 @@ class BackupId:
         """The snapshot's time to the second, in UTC."""
         return datetime.strptime(self.stamp, _STAMP).replace(tzinfo=UTC)
 
+    def local(self, zone: tzinfo) -> datetime:
+        """The time there. A name may hold the year 1, or the last second of 9999: such is taken for the first
+        or the last that every zone can tell."""
+        return min(max(self.time, _FIRST), _LAST).astimezone(zone)
+
     def __str__(self) -> str:
         return f"backup_{self.database}_{self.stamp}"
 
@@ -62,7 +70,8 @@ class BackupId:
         return f"{self}.{ending}"
 
 
-_ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz(\.gpg)?")
+_ENDING = re.compile(r"(sql|dump|globals\.sql)\.gz((\.[0-9a-f]{16})?\.gpg)?", re.ASCII)
+_GPG = re.compile(r"(\.[0-9a-f]{16})?\.gpg$", re.ASCII)
 MANIFEST, CHECKSUM, VERIFICATION, GOING = "json", "sha256", "verify.json", "going.json"
 """The endings of the files beside an artifact."""
 _BESIDE = re.compile(r"json|sha256|verify\.json|going\.json|hold-[0-9]+-[0-9]+\.json")
@@ -74,19 +83,40 @@ def owner_of(name: str) -> BackupId | None:
     return BackupId.parse(stem) if _ENDING.fullmatch(ending) or _BESIDE.fullmatch(ending) else None
 
 
+def holds_data(name: str) -> bool:
+    """Whether a file, by its name, is an artifact or holds globals, and does not lie beside these."""
+    return _ENDING.fullmatch(name.partition(".")[2]) is not None
+
+
+def named_for(name: str, key_fingerprint: str) -> str:
+    """What an encrypted file is called once it is re-encrypted: so that both can lie in one folder."""
+    return _GPG.sub(f".{key_fingerprint}.gpg", name)
+
+
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Moment = Annotated[AwareDatetime, Field(ge=_FIRST, le=_LAST)]
+Day = Annotated[date, Field(ge=_FIRST.date(), le=_LAST.date())]
+"""No larger than what is computed with them can hold: a manifest comes from a bucket."""
 
 
 class Bytes(_Document):
     """A stream that passed a stage: how many bytes, and their SHA-256."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
 class File(Bytes):
     name: str
+
+    @property
+    def measured(self) -> Bytes:
+        return Bytes(bytes=self.bytes, sha256=self.sha256)
 
 
 class Globals(File):
@@ -98,13 +128,13 @@ class Globals(File):
 class Table(_Document):
     """`sha256` is that of the COPY body, in the order in which the rows came."""
 
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: str
 
 
 class LargeObjects(_Document):
-    count: int
+    count: Count
     sha256: str
 
 
@@ -143,7 +173,7 @@ class Setting(_Document):
         return self.model_copy(update={"value": None}) if "." in self.name else self
 
 
-Version = Annotated[str, Field(pattern=r"^\d+")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}([^0-9]|$)")]
 
 
 def major(version: str) -> int:
@@ -167,13 +197,13 @@ class DatabaseFacts(_Document):
     ctype: str
     locale_provider: str
     locale: str | None
-    connection_limit: int
+    connection_limit: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
     grants: list[str] | None
     comment: str | None
     settings: list[Setting]
     extensions: dict[str, str]
     tablespaces: list[str] = []
-    bytes: int
+    bytes: Count
 
 
 class Dumped(Bytes):
@@ -194,7 +224,7 @@ class Dumped(Bytes):
 
 class Compressed(Bytes):
     algorithm: Literal["gzip"]
-    level: int
+    level: Annotated[int, Field(ge=0, le=9)]
 
 
 class Encryption(_Document):
@@ -205,18 +235,40 @@ class Encryption(_Document):
     key_fingerprints: list[str]
 
 
+class ByPassphrase(_Document):
+    """HMAC-SHA256, in hex. `key` is the fingerprint of the passphrase that its key is derived from."""
+
+    mode: Literal["passphrase"] = "passphrase"
+    key: str
+    mac: str
+
+
+class BySignature(_Document):
+    """A detached OpenPGP signature, armored. `key` is the fingerprint of the key that made it."""
+
+    mode: Literal["signature"] = "signature"
+    key: str
+    signature: str
+
+
+Authentication = Annotated[ByPassphrase | BySignature, Field(discriminator="mode")]
+
+
 class Manifest(_Document):
-    """One backup. Times are UTC, sizes bytes, durations seconds; `warnings` are for people."""
+    """One backup. Times are UTC, sizes bytes, durations seconds; `warnings` are for people.
+
+    `authentication` is over all the rest of it, as core/authenticity.py says; None where it has none.
+    """
 
     schema_version: int
     backup: str
     database: str
-    partition_day: date
+    partition_day: Day
     reason: Reason
-    snapshot_time: AwareDatetime
-    started: AwareDatetime
-    finished: AwareDatetime
-    seconds: float
+    snapshot_time: Moment
+    started: Moment
+    finished: Moment
+    seconds: Seconds
     made_by: str
     server: Server
     source: DatabaseFacts
@@ -228,6 +280,7 @@ class Manifest(_Document):
     content: Content
     recover: list[str]
     warnings: list[str] = []
+    authentication: Authentication | None = None
 
     @property
     def id(self) -> BackupId:
@@ -249,8 +302,22 @@ class Manifest(_Document):
         ids = self.id
         return [*(file.name for file in self.files), ids.file(CHECKSUM), ids.file(MANIFEST)]
 
+    def is_same_backup(self, other: "Manifest") -> bool:
+        """Whether both are of one backup: equal, or all that differs is the passphrase it is under."""
+        return self == other or (
+            self.encryption.mode == other.encryption.mode == "symmetric"
+            and self.encryption != other.encryption
+            and self._whatever_the_key() == other._whatever_the_key()
+        )
+
+    def _whatever_the_key(self) -> dict[str, Any]:
+        """What stays as it is when a backup is re-encrypted."""
+        said = self.model_dump(exclude={"encryption", "artifact", "recover", "authentication"})
+        return {**said, "globals": self.globals.password_hashes}
+
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
+        without = None if self.authentication else {"authentication"}
+        return self.model_dump_json(indent=2, exclude=without) + "\n"
 
 
 Level = Literal["checksum", "content", "restore"]
@@ -263,8 +330,8 @@ class Check(_Document):
     """What one verification of one copy found. `faults` is empty where all is well."""
 
     level: Level
-    time: AwareDatetime
-    seconds: float
+    time: Moment
+    seconds: Seconds
     made_by: str
     faults: list[str]
 
@@ -299,6 +366,12 @@ class Verification(_Document):
         verdict = self.verdict()
         return verdict is not None and verdict.passed and verdict.level == "restore"
 
+    def of_the_content(self) -> "Verification":
+        """Without the checks that found bytes damaged, for these are replaced by others. What was found good,
+        and what a restore found, was found of the content, and stays."""
+        kept = {level: each for level, each in self.checks.items() if each.passed or level == "restore"}
+        return self.model_copy(update={"checks": kept})
+
     def with_check(self, check: Check) -> "Verification":
         return self.model_copy(update={"checks": {**self.checks, check.level: check}})
 
@@ -329,9 +402,12 @@ def read_manifest(text: bytes, name: str) -> Manifest:
         ) from None
     if backup is None or name != backup.file(MANIFEST) or manifest.database != backup.database:
         raise IntegrityError(
-            f"{name} describes another backup ({manifest.backup!r})", hint="see who renamed or wrote it"
+            f"{name} describes another backup ({manifest.backup[:_MOST_SHOWN]!r})",
+            hint="see who renamed or wrote it",
         )
-    names = [file.name.removeprefix(f"{backup}.") for file in manifest.files]
-    if not all(_ENDING.fullmatch(ending) for ending in names) or len(set(names)) != len(names):
-        raise IntegrityError(f"{name} names files that no backup has: {names}", hint="see who wrote it")
+    names = [file.name for file in manifest.files]
+    endings = [each.removeprefix(f"{backup}.") for each in names if each.startswith(f"{backup}.")]
+    if len(set(filter(_ENDING.fullmatch, endings))) != len(names):
+        said = ", ".join(each[:_MOST_SHOWN] for each in names)
+        raise IntegrityError(f"{name} names files that no backup has: {said}", hint="see who wrote it")
     return manifest

@@ -85,9 +85,40 @@ def missed(settings: Settings, captured: Collection[date], now: datetime) -> Mis
     """
     if not captured:
         return Missed((), ())
-    last = today(settings, now)
-    first = max(min(captured), last - LOOK_BACK, settings.backup_start_date)
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    without = [day for day in days if day not in captured and now >= night(settings, day).due + PATIENCE]
+    without = days_without(settings, captured, min(captured), now, LOOK_BACK)
     can = [day for day in without if can_still_be_captured(settings, day, now)]
     return Missed(tuple(can), tuple(day for day in without if day not in can))
+
+
+_A_DRILL_EVERY = {"nightly": timedelta(days=1), "weekly": timedelta(days=7), "monthly": timedelta(days=31)}
+
+
+def drill_is_due(settings: Settings, last: datetime | None, now: datetime) -> bool:
+    """Whether a night's run should drill, by when something was proven last. An hour of the night is no
+    matter: half a day early counts."""
+    every = _A_DRILL_EVERY.get(settings.backup_drill)
+    return every is not None and (last is None or now - last > every - timedelta(hours=12))
+
+
+def longest_without_drill(settings: Settings) -> timedelta | None:
+    """After what time without any somebody should be told. None: drills are off."""
+    every = _A_DRILL_EVERY.get(settings.backup_drill)
+    return every + max(every / 4, timedelta(days=2)) if every else None
+
+
+def is_quiet(settings: Settings, now: datetime) -> bool:
+    """Whether it is in BACKUP_QUIET_HOURS, in the settings' zone."""
+    begin, end = settings.backup_quiet_hours
+    at = now.astimezone(settings.zone).time()
+    return begin <= at < end if begin <= end else at >= begin or at < end
+
+
+def days_without(
+    settings: Settings, captured: Collection[date], begun: date, now: datetime, back: timedelta
+) -> list[date]:
+    """The days that are none of the captured, oldest first: `back` from today, no further than the day that
+    it was begun, and only those whose backup should be there by now."""
+    last = today(settings, now)
+    first = max(begun, last - back, settings.backup_start_date)
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    return [day for day in days if day not in captured and now >= night(settings, day).due + PATIENCE]

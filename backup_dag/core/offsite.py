@@ -1,13 +1,14 @@
 """The second copy: what is whole in the local store goes to the bucket, and is read back there."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
 from backup_dag.core.audit import audited, send_if_possible
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
-from backup_dag.core.manifest import MANIFEST, Manifest
+from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, IntegrityError
+from backup_dag.core.manifest import MANIFEST, Manifest, read_manifest
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.publish import publish
@@ -41,9 +42,10 @@ def copy_offsite(
 ) -> Iterator[Copied]:
     """Copies a database's local backups (of one partition day) that the bucket lacks, the newest first.
 
-    The newest is compared where it is there already; older ones that are there are left at that. One
-    that cannot be copied keeps no other from it: its error is raised when all have been tried. May be
-    repeated at any time; two on one machine wait for each other. The audit log goes along.
+    The newest is compared where it is there already, but for one that is under another passphrase there;
+    older ones that are there are left at that. One that cannot be copied keeps no other from it: its error is
+    raised when all have been tried. May be repeated at any time; two on one machine wait for each other. The
+    audit log goes along.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
@@ -74,8 +76,14 @@ def _copies(
         there = set(Catalog([bucket]).survey(database).ids)
         for manifest in whole:
             try:
-                if manifest.id in there and manifest is not whole[0]:
-                    _hold_to_the_bucket(bucket, manifest)
+                newest, document = manifest is whole[0], b""
+                if manifest.id in there:
+                    document = bucket.read(manifest.id.file(MANIFEST))
+                if other := _under_another_passphrase(document, manifest):
+                    if newest:
+                        yield Copied(other, _where(bucket, other))
+                elif document and not newest:
+                    _hold_to_the_bucket(bucket, manifest, document)
                 else:
                     yield Copied(manifest, publish(bucket, manifest, local.folder, observer))
             except BackupDagError as error:
@@ -86,10 +94,23 @@ def _copies(
         raise failed
 
 
-def _hold_to_the_bucket(bucket: Store, manifest: Manifest) -> None:
+def _under_another_passphrase(document: bytes, manifest: Manifest) -> Manifest | None:
+    """What the bucket says of a backup that is under another passphrase there: `rekey` does one copy after
+    the other. None where it is another backup, or under the same one."""
+    with suppress(IntegrityError, ConfigurationError):
+        found = read_manifest(document, manifest.id.file(MANIFEST))
+        return found if found != manifest and found.is_same_backup(manifest) else None
+    return None
+
+
+def _where(bucket: Store, manifest: Manifest) -> dict[str, Stored]:
+    return {name: Stored(bucket.address(name), new=False) for name in manifest.names}
+
+
+def _hold_to_the_bucket(bucket: Store, manifest: Manifest, document: bytes) -> None:
     """Raises IntegrityError where what lies there under this name is another backup."""
     name = manifest.id.file(MANIFEST)
-    if bucket.read(name) != manifest.to_json().encode():
+    if document != manifest.to_json().encode():
         raise IntegrityError(
             f"{bucket.address(name)} is of another backup than this machine's, which has no copy there",
             hint="give each server a BACKUP_S3_PREFIX of its own; then the next backup makes up for the copy",

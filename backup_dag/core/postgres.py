@@ -1,10 +1,14 @@
 """A session on a server: its snapshot and lock, and the facts that a restore will need."""
 
-import re
-from collections.abc import Iterator, Sequence
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -14,7 +18,10 @@ from psycopg2.extras import RealDictCursor
 
 from backup_dag.core.address import Address
 from backup_dag.core.errors import DatabaseError, DatabaseUnreachable, GuardRefused
+from backup_dag.core.looking import advice, cancel, connection_to, first_line, look_at, stood_still
 from backup_dag.core.manifest import DatabaseFacts, Server, Setting
+from backup_dag.core.sql import AS_PG_DUMP_READS, literal, quoted, setting_sql
+from backup_dag.core.stall import Clock, Look, Stalled, allowed, within
 from backup_dag.core.stream import Writer
 
 MARK = "backup-dag {"
@@ -25,31 +32,11 @@ _LOCK = (0x6261636B, 0x64616721)
 
 encodings.update(SQL_ASCII="latin-1", SQLASCII="latin-1")  # psycopg2 takes it for ASCII, and fails at more
 _CONNECT_SECONDS = 10
-
-DUMPING = {"timezone": "UTC", "bytea_output": "hex", "quote_all_identifiers": "off"}
-"""What pg_dump leaves to the session's settings, and changes its text: set for every dump, so that the same
-content is the same text wherever and whenever it is dumped."""
-
-AS_PG_DUMP_READS = (
-    "SET search_path TO ''",
-    "SET DateStyle TO ISO",
-    "SET IntervalStyle TO postgres",
-    "SET extra_float_digits TO 3",
-    "SET row_security TO off",
-    "SET synchronize_seqscans TO off",
-    *(f"SET {name} TO '{value}'" for name, value in DUMPING.items()),
-)
-"""What makes COPY write values as our dumps have them (`setup_connection` in pg_dump.c, and DUMPING)."""
+_SECONDS_TO_GIVE_UP = 3.0  # in which one that was told to cancel has done so
+_SECONDS_TO_LET_GO = 10.0  # for the last words of a session, whose end does the same
 
 _PATIENT = "'statement_timeout', 'lock_timeout', 'idle_session_timeout', 'transaction_timeout',\
  'idle_in_transaction_session_timeout'"
-
-_ELEMENT = re.compile(r'"(?:[^"]|"")*"|[^\s,"]+')
-_LIST = re.compile(rf"\s*(?:(?:{_ELEMENT.pattern})\s*(?:,\s*(?:{_ELEMENT.pattern})\s*)*)?")
-_QUOTED_LISTS = {
-    "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
-    "temp_tablespaces", "unix_socket_directories",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,7 @@ class Session:
 
     def __init__(self, connection: Connection, address: Address) -> None:
         self._connection, self.address = connection, address
+        self._turn = threading.RLock()  # of several threads' questions one is asked at a time, and timed
 
     def row(self, query: str) -> dict[str, Any]:
         """The first row. Raises DatabaseError."""
@@ -72,16 +60,37 @@ class Session:
         return rows[0]
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        try:
-            with self._connection.cursor(cursor_factory=RealDictCursor) as cursor:
-                cursor.execute(query)
-                return [dict(row) for row in cursor.fetchall()] if cursor.description else []
-        except psycopg2.Error as error:
-            raise DatabaseError(
-                f"asking {self.address} failed: {_first_line(error)}",
-                hint="see that the server is up, and what this role may do there",
-                sqlstate=error.pgcode,
-            ) from error
+        """All of them. Raises DatabaseError; DatabaseUnreachable where the server stood still over it."""
+        return self._rows(query, Clock(self._look))
+
+    def _rows(self, query: str, clock: Clock) -> list[dict[str, Any]]:
+        with (
+            self._refusals("asking", "see that the server is up, and what this role may do there"),
+            self._connection.cursor(cursor_factory=RealDictCursor) as cursor,
+        ):
+            self._aside(lambda: cursor.execute(query), clock)
+            return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+
+    def speak(self, encoding: str) -> None:
+        """Has all text come in that encoding. Raises as `rows`."""
+        with self._refusals("asking", "see that the server is up"):
+            self._aside(lambda: self._connection.set_client_encoding(encoding), Clock(self._look))
+
+    def let_go(self, query: str) -> None:
+        """Tells the server to let go of something. One that does not listen does so when the session ends."""
+        with suppress(DatabaseError):
+            self._rows(query, Clock(allowed=_SECONDS_TO_LET_GO))
+
+    def returns_rows(self, query: str) -> bool:
+        """Whether a query returns any. Not more than one is fetched. Raises DatabaseError; so it does where
+        it is more than one statement, or none that returns rows."""
+        block = (
+            f"DECLARE asked refcursor; BEGIN OPEN asked FOR EXECUTE {literal(query)};"
+            " MOVE FORWARD 1 FROM asked;"
+            " PERFORM pg_catalog.set_config('backup.returned', FOUND::pg_catalog.text, false); END"
+        )
+        self.rows(f"DO {literal(block)}")
+        return bool(self.row("SELECT current_setting('backup.returned')::bool AS found")["found"])
 
     def copy_out(self, statement: bytes, sink: Writer, encoding: str) -> None:
         """Runs a COPY … TO STDOUT as pg_dump would: its bytes go to `sink`. The session's last use.
@@ -89,15 +98,59 @@ class Session:
         Raises DatabaseError.
         """
         self.rows("; ".join([*AS_PG_DUMP_READS, f"SET client_encoding TO {literal(encoding)}"]))
+        with (
+            self._refusals("reading from", "see that the server is up, and what this role may read"),
+            self._connection.cursor() as cursor,
+        ):
+            clock = Clock(self._look)
+            self._aside(lambda: cursor.copy_expert(statement, _Moving(sink, clock)), clock)
+
+    def _aside(self, work: Callable[[], object], clock: Clock) -> None:
+        """In a thread, so that whoever waits for it can be interrupted, and sees when it stands still: libpq
+        waits on, whatever comes. Then the server is told to give it up, and where it does not, the connection
+        is cut."""
+        with self._turn, ThreadPoolExecutor(1) as thread:
+            running = thread.submit(work)
+            try:
+                clock.ends(running)
+            except BaseException:
+                if not running.done():
+                    self._give_up(running)
+                raise
+
+    def _give_up(self, running: "Future[object]") -> None:
+        """By another connection: libpq's own way of cancelling waits for a server that stands still, and all
+        threads of ours with it."""
+        with suppress(DatabaseUnreachable, psycopg2.Error, TimeoutError):
+            within(_SECONDS_TO_GIVE_UP, partial(cancel, self.address, self._pid))
+            wait([running], _SECONDS_TO_GIVE_UP)
+        if not running.done():
+            with (
+                suppress(OSError, psycopg2.Error),
+                socket.socket(fileno=os.dup(self._connection.fileno())) as ours,
+            ):
+                ours.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def _pid(self) -> int:
+        return int(self._connection.info.backend_pid)
+
+    def _look(self) -> Look:
+        return look_at(self.address, f"pid = {self._pid}")
+
+    @contextmanager
+    def _refusals(self, doing: str, hint: str) -> Iterator[None]:
+        """What the server refuses, in our words."""
         try:
-            with self._connection.cursor() as cursor:
-                cursor.copy_expert(statement, sink)
+            yield
         except psycopg2.Error as error:
             raise DatabaseError(
-                f"reading from {self.address} failed: {_first_line(error)}",
-                hint="see that the server is up, and what this role may read",
+                f"{doing} {self.address} failed: {first_line(error)}",
+                hint=advice(str(error)) or hint,
                 sqlstate=error.pgcode,
             ) from error
+        except Stalled as stalled:
+            raise stood_still(f"{doing} {self.address}", f"it stood still {stalled}") from None
 
     @property
     def is_sql_ascii(self) -> bool:
@@ -124,8 +177,7 @@ class Session:
         try:
             yield
         finally:
-            with suppress(DatabaseError):  # a connection that has gone has let go of it
-                self.row(f"SELECT pg_advisory_unlock{key} AS released")
+            self.let_go(f"SELECT pg_advisory_unlock{key}")
 
     def _lock_holder(self) -> str:
         holders = self.rows(
@@ -148,8 +200,7 @@ class Session:
             taken = self.row("SELECT pg_export_snapshot() AS name, clock_timestamp() AS time")
             yield Snapshot(taken["name"], taken["time"])
         finally:
-            with suppress(DatabaseError):
-                self.rows("ROLLBACK")
+            self.let_go("ROLLBACK")
 
     def server(self) -> Server:
         said = self.row("SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby")
@@ -226,7 +277,11 @@ class Session:
         ]
         if facts.comment:
             said.append(f"COMMENT ON DATABASE {database} IS {literal(facts.comment)}")
-        return said + [_setting_sql(setting, name) for setting in settings if setting.value is not None]
+        return said + self.settings_sql(settings, name)
+
+    def settings_sql(self, settings: Sequence[Setting], name: str) -> list[str]:
+        """The statements that give a database called `name` these settings, less those that are withheld."""
+        return [setting_sql(setting, name) for setting in settings if setting.value is not None]
 
     def grants_sql(self, facts: DatabaseFacts, name: str) -> list[str]:
         """The statements that give a database called `name` these grants. Where none were ever made, none."""
@@ -268,7 +323,7 @@ class Session:
         return int(row["bytes"])
 
 
-def _safely(session: Session, connection: Connection) -> Session:
+def _safely(session: Session) -> Session:
     """Nothing that a database's owner defined or set may change what our queries mean, run as us, or end
     what we wait for: a session holds its lock and its snapshot as long as a dump or a load takes.
 
@@ -277,60 +332,27 @@ def _safely(session: Session, connection: Connection) -> Session:
     session.rows("SELECT pg_catalog.set_config('search_path', '', false)")
     session.rows(f"SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ({_PATIENT})")
     session.rows("SET default_transaction_read_only TO off")
-    connection.set_client_encoding("SQL_ASCII" if session.is_sql_ascii else "UTF8")
+    session.speak("SQL_ASCII" if session.is_sql_ascii else "UTF8")
     return session
 
 
-def _setting_sql(setting: Setting, dbname: str) -> str:
-    database = quoted(dbname)
-    whose = f"ROLE {quoted(setting.role)} IN DATABASE {database}" if setting.role else f"DATABASE {database}"
-    value = setting.value or ""
-    said = _list_sql(value) if setting.name in _QUOTED_LISTS else literal(value)
-    name = ".".join(quoted(part) for part in setting.name.split("."))
-    return f"ALTER {whose} SET {name} TO {said}"
+class _Moving:
+    """A sink, and a clock that hears of all that comes to it. It may take its time."""
 
+    def __init__(self, sink: Writer, clock: Clock) -> None:
+        self._sink, self._clock = sink, clock
 
-def _list_sql(value: str) -> str:
-    """A list that is stored quoted already (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c), element by element:
-    it may come from a manifest, and stands in a statement of ours."""
-    if not _LIST.fullmatch(value):
-        return literal(value)
-    elements = [found[0] for found in _ELEMENT.finditer(value)]
-    plain = (each[1:-1].replace('""', '"') if each.startswith('"') else each for each in elements)
-    return ", ".join(map(literal, plain)) or "''"
+    def write(self, data: bytes) -> None:
+        with self._clock.elsewhere():
+            self._sink.write(data)
 
 
 @contextmanager
 def connected(address: Address) -> Iterator[Session]:
     """A session in autocommit mode, closed whatever happens. Raises DatabaseUnreachable."""
-    timeout = str(address.parts.get("connect_timeout", _CONNECT_SECONDS))
+    seconds = int(address.parts.get("connect_timeout", _CONNECT_SECONDS))
+    connection = connection_to(address, max(seconds, allowed()), connect_timeout=str(seconds))
     try:
-        connection = psycopg2.connect(
-            address.for_argv(connect_timeout=timeout), password=address.parts.get("password")
-        )
-    except psycopg2.Error as error:
-        raise DatabaseUnreachable(
-            f"connecting to {address} failed: {_first_line(error)}",
-            hint="check that the server runs and is reachable from here, and the user, password and"
-            " database name in its url",
-        ) from error
-    connection.autocommit = True
-    try:
-        yield _safely(Session(connection, address), connection)
+        yield _safely(Session(connection, address))
     finally:
         connection.close()
-
-
-def quoted(identifier: str) -> str:
-    """An identifier as SQL text."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def literal(value: str) -> str:
-    """A string as an SQL literal, whatever standard_conforming_strings says."""
-    text = "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
-    return f"E{text}" if "\\" in value else text
-
-
-def _first_line(error: psycopg2.Error) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,11 +15,19 @@ from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backup_dag.core import stall
 from backup_dag.core.errors import ConfigurationError
 
 _LENGTH_OF_TIME = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d)", re.ASCII)
+_FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}", re.ASCII)
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 _LONGEST = timedelta(days=3650)
+_PASSPHRASES = {
+    "BACKUP_ENCRYPTION_KEY": "BACKUP_ENCRYPTION_KEY_FILE",
+    "BACKUP_ENCRYPTION_OLD_KEY": "BACKUP_ENCRYPTION_OLD_KEYS_FILE",
+}
+_UTF8 = "utf-8-sig"  # Windows' editors put a mark before the first line
+_MOST_SHOWN = 100  # characters
 _UNITS = {"min": "minutes", "h": "hours", "d": "days"}
 
 
@@ -44,10 +52,21 @@ def _time_of_day(value: Any) -> Any:
     return value
 
 
+def _hours(value: Any) -> Any:
+    if isinstance(value, str):
+        ends = value.split("-")
+        if len(ends) != 2:
+            raise ValueError("not hours such as 22:00-06:00")
+        return tuple(_time_of_day(end) for end in ends)
+    return value
+
+
 Format = Literal["sql", "custom"]
 CompressionLevel = Annotated[int, Field(ge=0, le=9)]
 LengthOfTime = Annotated[timedelta, BeforeValidator(_length_of_time)]
 TimeOfDay = Annotated[time, BeforeValidator(_time_of_day)]
+Hours = Annotated[tuple[time, time], NoDecode, BeforeValidator(_hours)]
+"""From one time of day to another, which may be the next day's."""
 
 
 class Settings(BaseSettings):
@@ -65,14 +84,19 @@ class Settings(BaseSettings):
     backup_encryption: Literal["on", "off"] = "on"
     backup_encryption_key: SecretStr | None = None
     backup_encryption_key_file: Path | None = None
+    backup_encryption_old_key: SecretStr | None = None
+    backup_encryption_old_keys_file: Path | None = None
     backup_gpg_recipients: Annotated[tuple[str, ...], NoDecode] = ()
     backup_gpg_home: Path | None = None
+    backup_gpg_signing_key: Annotated[tuple[str, ...], NoDecode] = ()
+    backup_accept_unauthenticated: Literal["on", "off"] = "off"
 
     backup_format: Format = "sql"
     backup_compression_level: CompressionLevel = 2
     backup_timezone: str = "UTC"
     backup_start_date: date = date(2026, 1, 1)
     backup_owner: str = "team:backup"
+    backup_stall_seconds: Annotated[int, Field(ge=2, le=86_400)] = 900
 
     backup_restore_targets: Annotated[tuple[str, ...], NoDecode] = ()
     backup_restore_jobs: Annotated[int, Field(ge=1, le=64)] = 2
@@ -85,6 +109,14 @@ class Settings(BaseSettings):
     backup_missed_attempts: Annotated[int, Field(ge=0, le=20)] = 3
     backup_rpo: LengthOfTime = timedelta(hours=24)
     backup_rto: LengthOfTime = timedelta(hours=2)
+    backup_drill: Literal["off", "monthly", "weekly", "nightly"] = "monthly"
+    backup_drill_time: TimeOfDay = time(4, 0)
+    backup_drill_unproven: Literal["on", "off"] = "off"
+    backup_quiet_hours: Hours = (time(4, 0), time(7, 0))
+    backup_drill_checks: Path = Path("drills")
+    backup_scratch_url: SecretStr | None = None
+    backup_scratch_dir: Path | None = None
+    backup_drill_unconfined: Literal["on", "off"] = "off"
     backup_shrink_percent: Annotated[int, Field(ge=1, le=100)] = 50
     backup_growth_percent: Annotated[int, Field(ge=1, le=100_000)] = 200
 
@@ -121,7 +153,8 @@ class Settings(BaseSettings):
     backup_s3_object_lock_days: Annotated[int, Field(ge=1, le=36500)] | None = None
 
     @field_validator(
-        *("backup_gpg_recipients", "backup_restore_targets", "backup_notify_email", "backup_notify_urls"),
+        *("backup_gpg_recipients", "backup_gpg_signing_key", "backup_restore_targets"),
+        *("backup_notify_email", "backup_notify_urls"),
         mode="before",
     )
     @classmethod
@@ -130,6 +163,15 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("backup_gpg_signing_key")
+    @classmethod
+    def _are_fingerprints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Whole ones: a name or a short id could be any key's that somebody brought into the keyring."""
+        found = tuple(each.replace(" ", "").removeprefix("0x").upper() for each in value)
+        if not all(_FINGERPRINT.fullmatch(each) for each in found):
+            raise ValueError("not whole fingerprints (40 hexadecimal digits) with commas between them")
+        return found
+
     @field_validator("pg_bin_dir", mode="before")
     @classmethod
     def _split_at_colons(cls, value: Any) -> Any:
@@ -137,7 +179,10 @@ class Settings(BaseSettings):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("backup_dir", "backup_config", "backup_encryption_key_file", "backup_gpg_home")
+    @field_validator(
+        *("backup_dir", "backup_config", "backup_encryption_key_file", "backup_encryption_old_keys_file"),
+        *("backup_gpg_home", "backup_drill_checks", "backup_scratch_dir"),
+    )
     @classmethod
     def _of_this_user(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else value
@@ -212,9 +257,23 @@ class Settings(BaseSettings):
             )
         return _first_line(self.backup_encryption_key_file)
 
+    def old_passphrases(self) -> tuple[str, ...]:
+        """What earlier backups may be under: BACKUP_ENCRYPTION_OLD_KEY, then the lines of …_OLD_KEYS_FILE.
+
+        They open what they made, and nothing new is ever made with them.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or gpg cannot take what is given.
+        """
+        one, file = self.backup_encryption_old_key, self.backup_encryption_old_keys_file
+        found = [_usable(one.get_secret_value(), "BACKUP_ENCRYPTION_OLD_KEY")] if one else []
+        found += _every_line(file) if file else []
+        return tuple(dict.fromkeys(found))
+
 
 def load(env_file: Path | None = Path(".env")) -> Settings:
-    """Settings from the environment, else from `env_file`.
+    """Settings from the environment, else from `env_file`. How long this process waits for what does not move
+    is set by it, for all that follows.
 
     Names beginning with AWS_ that stand in the file alone are put into this process's environment:
     boto3 knows more of them than we do, and reads them there.
@@ -223,16 +282,17 @@ def load(env_file: Path | None = Path(".env")) -> Settings:
         ConfigurationError: names each setting that is malformed, never its value.
     """
     values = _file_values(env_file)
-    if (values.get("BACKUP_ENCRYPTION_KEY") or "") != (_as_written(env_file, "BACKUP_ENCRYPTION_KEY") or ""):
-        raise ConfigurationError(
-            f"BACKUP_ENCRYPTION_KEY in {env_file} holds ${{…}}, which is replaced where the file is read",
-            hint="put the passphrase into a file, named in BACKUP_ENCRYPTION_KEY_FILE, or choose another",
-        )
+    for name, in_a_file in _PASSPHRASES.items():
+        if (values.get(name) or "") != (_as_written(env_file, name) or ""):
+            raise ConfigurationError(
+                f"{name} in {env_file} holds ${{…}}, which is replaced where the file is read",
+                hint=f"put the passphrase into a file, named in {in_a_file}, or choose another",
+            )
     for name, value in values.items():
         if name.startswith("AWS_") and value:
             os.environ.setdefault(name, value)
     try:
-        return Settings(_env_file=env_file)  # type: ignore[call-arg]
+        settings = Settings(_env_file=env_file, _env_file_encoding=_UTF8)  # type: ignore[call-arg]
     except ValidationError as error:
         faults = "; ".join(
             ": ".join([*(str(place).upper() for place in fault["loc"][:1]), fault["msg"]])
@@ -242,6 +302,8 @@ def load(env_file: Path | None = Path(".env")) -> Settings:
             f"reading the settings failed: {faults}",
             hint="mend it in the environment or in .env; .env.example describes each setting",
         ) from None
+    stall.allow(settings.backup_stall_seconds)
+    return settings
 
 
 def environment_value(name: str, env_file: Path | None = Path(".env")) -> str | None:
@@ -251,15 +313,21 @@ def environment_value(name: str, env_file: Path | None = Path(".env")) -> str | 
 
 def _file_values(env_file: Path | None) -> dict[str, str | None]:
     try:
-        return dotenv_values(env_file) if env_file else {}
+        values = dotenv_values(env_file, encoding=_UTF8) if env_file else {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"reading {env_file} failed: {error}", hint="make it readable UTF-8"
         ) from None
+    if holding := [name for name, value in values.items() if "\0" in f"{name}{value}"]:
+        raise ConfigurationError(
+            f"{env_file} holds a NUL, in {holding[0][:_MOST_SHOWN]!r}",
+            hint="write it anew as a text file: no setting can hold that",
+        )
+    return values
 
 
 def _as_written(env_file: Path | None, name: str) -> str | None:
-    return dotenv_values(env_file, interpolate=False).get(name) if env_file else None
+    return dotenv_values(env_file, interpolate=False, encoding=_UTF8).get(name) if env_file else None
 
 
 def _first_line(path: Path) -> str:
@@ -284,7 +352,26 @@ def _first_line(path: Path) -> str:
     return _usable(line)
 
 
-def _usable(passphrase: str) -> str:
+def _every_line(path: Path) -> list[str]:
+    """The passphrases in a file, one a line. Empty lines are passed over."""
+    name = "BACKUP_ENCRYPTION_OLD_KEYS_FILE"
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            lines = [line.rstrip("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"reading the old passphrases from {name} ({path}) failed: {error}",
+            hint="give the path of a file that this user may read, with one passphrase on each line",
+        ) from None
+    if any(line.endswith("\r") for line in lines):
+        raise ConfigurationError(
+            f"lines of {name} ({path}) end in a carriage return, as on Windows",
+            hint="take it away (sed -i 's/\\r$//' FILE): gpg would take it for a part of the passphrase",
+        )
+    return [_usable(line, name) for line in lines if line]
+
+
+def _usable(passphrase: str, where: str = "BACKUP_ENCRYPTION_KEY or its file") -> str:
     if passphrase.startswith("PUT-THE-"):
         raise ConfigurationError(
             "the passphrase is still the example's, which everyone knows",
@@ -292,7 +379,17 @@ def _usable(passphrase: str) -> str:
         )
     if any(character in passphrase for character in "\r\n\0"):
         raise ConfigurationError(
-            "the passphrase in BACKUP_ENCRYPTION_KEY or its file holds a line break or a NUL",
+            f"the passphrase in {where} holds a line break or a NUL",
             hint="gpg cannot take that; choose one without (openssl rand -base64 32)",
         )
+    if not _is_utf8(passphrase):
+        raise ConfigurationError(
+            f"the passphrase in {where} is not UTF-8",
+            hint="choose one of letters and digits (openssl rand -base64 32)",
+        )
     return passphrase
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the environment's bytes were text: those that are not come as half characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -24,6 +24,17 @@ class Writer(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
+class Both:
+    """Hands each block to two writers, one after the other."""
+
+    def __init__(self, first: Writer, second: Writer) -> None:
+        self._first, self._second = first, second
+
+    def write(self, data: bytes) -> None:
+        self._first.write(data)
+        self._second.write(data)
+
+
 @dataclass(frozen=True)
 class Passed:
     """How far a stream has come: bytes done, bytes expected (None: unknown), seconds spent."""
@@ -45,6 +56,9 @@ class Passed:
 
 
 Observer = Callable[[Passed], None]
+
+Watch = Callable[[str], Observer | None]
+"""From what is being done, in words, to whoever watches it."""
 
 
 class Hashing:

@@ -10,27 +10,33 @@ from datetime import UTC, datetime
 from backup_dag import __version__
 from backup_dag.core import journal
 from backup_dag.core.audit import audited
+from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores, verification
-from backup_dag.core.errors import BackupDagError, BackupNotFound, IntegrityError
+from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused, IntegrityError, StoreError
 from backup_dag.core.key import decryption_key
+from backup_dag.core.known import served_as_newest
 from backup_dag.core.manifest import (
     CHECKSUM,
+    MANIFEST,
     VERIFICATION,
     Check,
     File,
     Level,
     Manifest,
     Verification,
+    read_manifest,
 )
 from backup_dag.core.nights import CLOCKS_APART
 from backup_dag.core.reading import dump_text, read_back
 from backup_dag.core.settings import Settings
-from backup_dag.core.stages.checksum import checksum_file, compare
+from backup_dag.core.stages.checksum import compare, is_listed
 from backup_dag.core.stages.fingerprint import Fingerprint, differences
 from backup_dag.core.store.base import Store
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
+
+SOMEBODY_REMOVED = "see who can remove from the bucket, and its versions; the next backup goes there as ever"
 
 
 def examine(
@@ -38,17 +44,16 @@ def examine(
 ) -> Check:
     """Checks one copy.
 
-    `checksum` needs no key: every file of the backup against the manifest. `content` also decrypts,
-    decompresses and reads the dump to its last line, and compares every digest. Without `roles` the file
-    that holds them is left out (at level content).
+    `checksum` needs no key: every file of the backup against the manifest. `content` also finds out whether
+    the manifest is authentic, decrypts, decompresses and reads the dump to its last line, and compares every
+    digest. Without `roles` the file that holds them is left out (at level content).
 
     Raises:
         ConfigurationError, StoreUnreachable and the like: the check could not be made. Nothing is
             recorded then, since nothing is known.
     """
-    if copy.manifest is None:
-        raise IntegrityError(copy.fault, hint="verify another copy, or another backup")
-    began, manifest, where = time.monotonic(), copy.manifest, copy.store.label
+    manifest = copy.its_manifest(hint="verify another copy, or another backup")
+    began, where = time.monotonic(), copy.store.label
     with audited(
         settings.backup_dir, "verify", manifest.database, manifest.backup, level=level, store=where
     ) as entry:
@@ -58,11 +63,11 @@ def examine(
     return made_check(level, time.monotonic() - began, faults)
 
 
-def made_check(level: Level, seconds: float, faults: list[str]) -> Check:
-    """A check that has just been made, and took so many seconds."""
+def made_check(level: Level, seconds: float, faults: list[str], time: datetime | None = None) -> Check:
+    """A check that was made at that time (just now), and took so many seconds."""
     made_by = f"backup-dag {__version__}"
     return Check(
-        level=level, time=datetime.now(UTC), seconds=round(seconds, 3), made_by=made_by, faults=faults
+        level=level, time=time or datetime.now(UTC), seconds=round(seconds, 3), made_by=made_by, faults=faults
     )
 
 
@@ -72,19 +77,22 @@ def verify_latest(
     """Reads a database's latest backup to its end, off-site where there is a bucket, and records the outcome.
 
     Raises:
-        BackupNotFound: there is none, or the bucket lacks it. Otherwise as `examine`.
+        BackupNotFound: there is none, or the bucket lacks it, or a newer one that was put there. Otherwise as
+            `examine`.
     """
     catalog = Catalog(open_stores(settings))
     for backup in catalog.nights(database, until=before_the_future(catalog, database)):
         wanted = "s3" if settings.aws_s3_bucket else "local"
         for copy in backup.copies:
             if copy.store.label == wanted:
+                if wanted == "s3" and (fault := served_as_newest(settings, copy.store, database, backup.id)):
+                    raise BackupNotFound(fault, hint=SOMEBODY_REMOVED)
                 return backup, copy, _recorded(settings, copy, "content", observer)
-        raise BackupNotFound(
+        raise catalog.lacking(
             f"{backup.id}, the latest, is not in the bucket",
             hint="materialize s3_copy of its day, or run backup-dag backup, which makes up for it",
         )
-    raise BackupNotFound(f"there is no backup of {database}", hint="make one: backup-dag backup")
+    raise catalog.lacking(f"there is no backup of {database}", hint="make one: backup-dag backup")
 
 
 def latest_to_verify(settings: Settings, database: str | None) -> Backup:
@@ -132,6 +140,8 @@ def _faults(
     store, manifest = copy.store, copy.manifest
     assert manifest is not None
     try:
+        if level != "checksum":  # first of all: nothing that it says is to be followed unless it is ours
+            check_authenticity(settings, copy)
         _check_listed(store, manifest)
         if level == "checksum":
             for file in manifest.files:
@@ -141,14 +151,38 @@ def _faults(
                 _check_roles(settings, store, manifest)
             return _content_faults(settings, store, manifest, observer)
     except (BackupNotFound, IntegrityError) as error:
+        _still_the_same(copy)
+        if isinstance(error, BackupNotFound):
+            _see_that_it_lacks_one(store, manifest, error)
         return [error.message]
     return []
+
+
+def _see_that_it_lacks_one(store: Store, manifest: Manifest, error: BackupNotFound) -> None:
+    """Raises StoreError where a store lists all of what it just said was not there."""
+    there = {listed.name for listed in store.list(f"{manifest.id}.")}
+    if there >= {*manifest.names}:
+        raise StoreError(f"{error.message}, and yet it is listed", hint="verify it again") from error
+
+
+def _still_the_same(copy: Copy) -> None:
+    """Raises GuardRefused where the copy was re-encrypted since it was looked at: then its files went, and
+    nothing is known to be wrong with what is there now."""
+    assert copy.manifest is not None
+    name = copy.manifest.id.file(MANIFEST)
+    with suppress(BackupNotFound):
+        there = read_manifest(copy.store.read(name), name)
+        if there != copy.manifest and there.is_same_backup(copy.manifest):
+            raise GuardRefused(
+                f"{copy.store.address(name)} was re-encrypted under another passphrase while it was read",
+                hint="do it again: what is there now is whole",
+            )
 
 
 def _check_listed(store: Store, manifest: Manifest) -> None:
     """The `.sha256` file must say what the manifest says: someone may have only that one day."""
     name = manifest.id.file(CHECKSUM)
-    if store.read(name) != checksum_file(manifest.files).encode():
+    if not is_listed(store.read(name), manifest.files):
         raise IntegrityError(f"{store.address(name)} does not say what the manifest says")
 
 

@@ -10,15 +10,22 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from backup_dag.core import stall
 from backup_dag.core.errors import DiskError, GuardRefused
+from backup_dag.core.private import make_private
 
 _ROOM = ".work"
 _LOCK = "lock"
+NOTE = ".note-"
+"""What the names of files begin with that are to become notes in BACKUP_DIR."""
+_ALSO = "also-"
 _LONGEST_WAIT = 6 * 3600.0  # seconds
+_PATIENCE = 2.0
 
 
 @contextmanager
@@ -30,12 +37,11 @@ def work_directory(backup_dir: Path) -> Iterator[Path]:
     """
     room = backup_dir / _ROOM
     try:
-        backup_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        room.mkdir(mode=0o700, exist_ok=True)
+        make_private(room)
         sweep(backup_dir)
         unlocked = Path(tempfile.mkdtemp(prefix="new-", dir=room))
         lock = os.open(unlocked / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        stall.lock(lock, fcntl.LOCK_EX)
         path = unlocked.rename(unlocked.with_name(unlocked.name.replace("new-", "run-", 1)))  # locked by now
     except OSError as error:
         raise DiskError(
@@ -45,8 +51,30 @@ def work_directory(backup_dir: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """Tries again for a moment: a child that was just ended may still have been writing there."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+@contextmanager
+def work_elsewhere(base: Path, work: Path) -> Iterator[Path]:
+    """The same in another folder, for the owner of a work directory: should it die, whoever sweeps that one
+    sweeps this one too. Raises DiskError."""
+    try:
+        (work / f"{_ALSO}{uuid.uuid4()}").symlink_to(base.absolute())
+    except OSError as error:
+        raise disk_error(f"noting in {work} that there is work in {base}", error) from error
+    with work_directory(base) as path:
+        yield path
 
 
 @contextmanager
@@ -56,7 +84,10 @@ def reading_directory(backup_dir: Path) -> Iterator[Path]:
         try:
             path = stack.enter_context(work_directory(backup_dir))
         except DiskError:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backup-dag-")))
+            try:
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backup-dag-")))
+            except OSError as error:
+                raise disk_error("making a folder for what is being read", error) from error
         yield path
 
 
@@ -71,14 +102,15 @@ def one_at_a_time(backup_dir: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # one that stays is nobody's, and the next run sweeps it
+            path.unlink(missing_ok=True)
         os.close(lock)
 
 
 def _lock_on(path: Path) -> int | None:
     """The lock, held; None where another holds it, or has just removed the file that we opened."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise disk_error(f"making {path}", error) from error
@@ -96,21 +128,28 @@ def sweep(backup_dir: Path) -> list[Path]:
     room = backup_dir / _ROOM
     for path in [*sorted(room.glob("run-*")), *sorted(room.glob("new-*"))]:
         if _older_than_a_minute(path) if path.name.startswith("new-") else _abandoned(path):
+            for elsewhere in path.glob(f"{_ALSO}*"):
+                swept += sweep(elsewhere.resolve())
             shutil.rmtree(path, ignore_errors=True)
             swept.append(path)
-    for path in room.glob("*.lock"):
-        if (lock := _lock_on(path)) is not None:
+    for path in backup_dir.glob(f"{NOTE}*"):
+        if _older_than_a_minute(path):
             path.unlink(missing_ok=True)
-            os.close(lock)
+            swept.append(path)
+    for path in room.glob("*.lock"):
+        with suppress(DiskError, OSError):  # the next run sweeps it
+            if (lock := _lock_on(path)) is not None:
+                path.unlink(missing_ok=True)
+                os.close(lock)
     return swept
 
 
 def _abandoned(path: Path) -> bool:
-    """Free lock, or no lock and no chance that one is about to be taken (a minute old)."""
+    """Free lock, or no lock: it is locked before it has this name, so somebody has begun to remove it."""
     try:
         lock = os.open(path / _LOCK, os.O_RDWR)
     except FileNotFoundError:
-        return _older_than_a_minute(path)
+        return True
     except OSError:
         return False
     try:
@@ -135,7 +174,15 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise disk_error(f"making {path}", error) from error
+
+    @property
+    def number(self) -> int:
+        """Its descriptor."""
+        return self._handle
 
     def write(self, data: bytes) -> None:
         try:
@@ -149,6 +196,15 @@ class _File:
         os.close(self._handle)
 
 
+def private_folder(path: Path) -> Path:
+    """Makes a folder that only its owner may enter, unless it is there. Raises DiskError."""
+    try:
+        make_private(path)
+    except OSError as error:
+        raise disk_error(f"making {path}", error) from error
+    return path
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[_File]:
     """A new file that only its owner may read, to be written to. Raises DiskError."""
@@ -157,6 +213,20 @@ def new_file(path: Path) -> Iterator[_File]:
         yield file
     finally:
         file.close()
+
+
+@contextmanager
+def unnamed_file(folder: Path) -> Iterator[tuple[_File, Path]]:
+    """A file to be written to, and a path by which this user's programs read it while the block runs.
+
+    It has no name in the folder, so nothing of it is left, whoever is killed. Raises DiskError.
+    """
+    with new_file(folder / "unnamed") as file:
+        try:
+            (folder / "unnamed").unlink()
+        except OSError as error:
+            raise disk_error(f"taking the name of {folder / 'unnamed'} away", error) from error
+        yield file, Path(f"/proc/{os.getpid()}/fd/{file.number}")
 
 
 def disk_error(doing: str, error: OSError) -> DiskError:

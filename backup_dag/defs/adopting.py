@@ -140,7 +140,7 @@ class _Adopting:
         backup = self._catalog.load(id)
         if self._catalog.away:  # the next look
             return
-        manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+        manifest = backup.manifest_or_none
         if manifest is None or not manifest.is_of_a_night:
             self.seen += [_name(asset, id) for asset in assets]  # no day's backup, or one nobody can read
             return

@@ -40,6 +40,7 @@ from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, client_from
 from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata
+from backup_dag.defs.drilling import restore_drill
 from backup_dag.defs.words import in_dagsters_words, progress
 
 MISSED = "backup_dag/missed"
@@ -66,7 +67,8 @@ def lineage(settings: Settings, database: Database) -> list[AssetsDefinition | A
         start_date=settings.backup_start_date.isoformat(), timezone=settings.backup_timezone, end_offset=1
     )
     copy = [s3_copy(settings, database, days)] if settings.aws_s3_bucket else []
-    return [source(settings, database), backup(settings, database, days), *copy]
+    drill = restore_drill(settings, database, days)
+    return [source(settings, database), backup(settings, database, days), *copy, drill]
 
 
 def source(settings: Settings, database: Database) -> AssetSpec:

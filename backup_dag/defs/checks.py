@@ -22,7 +22,10 @@ from dagster import (
 
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.databases import Database
+from backup_dag.core.drilling.outcome import Outcome
+from backup_dag.core.drilling.own_checks import Answer
 from backup_dag.core.errors import BackupDagError
+from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Check, Manifest
 from backup_dag.core.nights import SLACK, night
 from backup_dag.core.settings import Settings
@@ -34,6 +37,13 @@ from backup_dag.defs.words import in_dagsters_words, progress
 SIZE, ROWS, WINDOW, RPO = "size_as_usual", "rows_as_usual", "in_the_nights_window", "rpo_met"
 CHECKSUM, COPY, CONTENT = "checksum_matches", "present_and_equal", "content_verified"
 ALERTS = "alerts_delivered"
+PROVEN, RTO = "restore_proven", "rto_met"
+
+OF_A_DRILL = {
+    PROVEN: "The backup, restored: every row, sequence, large object and the schema as they were backed up.",
+    RTO: "The time from the copy to proven data against BACKUP_RTO.",
+    RPO: "The age of the newest good backup against BACKUP_RPO: what a loss now would cost.",
+}
 
 _OF_THE_DUMP = {
     SIZE: "The dump's bytes against the median of the nights before.",
@@ -106,7 +116,7 @@ def _on_the_rpo(settings: Settings, made: Manifest, before: Sequence[Manifest]) 
     since = gap(made, before)
     if since is None:
         return Verdict(asset, RPO, True, "the first backup: there is none before it", True, backup)
-    said = f"{since} after the one before (RPO {settings.backup_rpo}, and {SLACK} for the night itself)"
+    said = f"{since} after the one before ({_allowed(settings)})"
     metadata = {**backup, "hours": round(since / timedelta(hours=1), 3)}
     return Verdict(asset, RPO, since <= settings.backup_rpo + SLACK, said, True, metadata)
 
@@ -149,7 +159,7 @@ def alerts_key(database: Database) -> AssetCheckKey:
 
 def verdict_on_check(asset: AssetKey, name: str, backup: str, where: str, check: Check) -> Verdict:
     """A check of a copy that was made, now or before."""
-    what = "digest" if name == CONTENT else "byte"
+    what = "byte" if name == CHECKSUM else "digest"
     said = "; ".join(check.faults) or f"{where}: every {what} as promised"
     metadata = {"level": check.level, "seconds": check.seconds, "checked": check.time.isoformat()}
     return Verdict(asset, name, check.passed, said, metadata={"backup": backup, **metadata})
@@ -164,12 +174,50 @@ def verdicts_on_record(settings: Settings, backup: Backup) -> list[Verdict]:
         off_site = copy.store.label == "s3"
         asset = AssetKey([backup.id.database, "s3_copy" if off_site else "checksum"])
         where, made = copy.store.address(copy.manifest.artifact.name), copy.verification.checks
-        deepest = made.get("restore") or made.get("content")
+        proof, drilled = made.get("restore"), AssetKey([backup.id.database, "restore_drill"])
+        if proof:
+            found.append(verdict_on_check(drilled, PROVEN, str(backup.id), where, proof))
+        deepest = made.get("content") or proof
         if deepest and asset == verified_asset(settings, backup.id.database):
             found.append(verdict_on_check(asset, CONTENT, str(backup.id), where, deepest))
         if "checksum" in made and not off_site:
             found.append(verdict_on_check(asset, CHECKSUM, str(backup.id), where, made["checksum"]))
     return found
+
+
+def _allowed(settings: Settings) -> str:
+    return f"RPO {length(settings.backup_rpo)}, and {length(SLACK)} for the night itself"
+
+
+def verdicts_on_a_drill(
+    settings: Settings, found: Outcome, newest: Manifest, own: Sequence[str]
+) -> list[Verdict]:
+    """What a drill that came to its end says; `own` are the user's checks that Dagster knows of."""
+    asset, backup = AssetKey([found.database, "restore_drill"]), {"backup": found.backup}
+    said = (
+        "; ".join(found.faults) or f"{found.rows:,} rows in {found.tables:,} tables, as they were backed up"
+    )
+    took = {**backup, "seconds": found.recovery}
+    checked = {**took, "level": "restore", "checked": found.time.isoformat()}
+    against = f"recovered in {length(found.recovery)} (RTO {length(settings.backup_rto)})"
+    if found.rto_met is None:
+        against = "there is no time of recovery, since it is not proven"
+    age = found.time - newest.snapshot_time
+    old = f"{newest.backup} is {length(age)} old ({_allowed(settings)})"
+    answers = {answer.name: answer for answer in found.answers}
+    return [
+        Verdict(asset, PROVEN, found.proven, said, metadata=checked),
+        Verdict(asset, RTO, bool(found.rto_met), against, True, took),
+        Verdict(asset, RPO, age <= settings.backup_rpo + SLACK, old, True, backup),
+        *(_on_answer(asset, name, answers.get(name), backup) for name in own),
+    ]
+
+
+def _on_answer(asset: AssetKey, name: str, answer: Answer | None, backup: Mapping[str, Any]) -> Verdict:
+    if answer is None:  # a warning: what is wrong is said elsewhere
+        said = "it was not asked: the backup is not proven, or its file is gone (reload the code location)"
+        return Verdict(asset, name, False, said, True, backup)
+    return Verdict(asset, name, answer.passed, answer.said, metadata=backup)
 
 
 def checksum_matches(settings: Settings, database: Database) -> AssetChecksDefinition:
@@ -185,7 +233,7 @@ def checksum_matches(settings: Settings, database: Database) -> AssetChecksDefin
     def check(context: AssetCheckExecutionContext) -> AssetCheckResult:
         with in_dagsters_words():
             backup, copy, made = check_day(settings, database.name, context.run.tags.get("dagster/partition"))
-        where = copy.store.address(backup.manifest.artifact.name)
+        where = copy.store.address((copy.manifest or backup.manifest).artifact.name)
         return verdict_on_check(asset, CHECKSUM, str(backup.id), where, made).result()
 
     return check
@@ -207,7 +255,7 @@ def content_verified(settings: Settings, database: Database) -> AssetChecksDefin
             watch.beat(settings, datetime.now(UTC))
         except BackupDagError as error:  # the backup is verified all the same; the silence will be noticed
             context.log.warning(str(error))
-        where = copy.store.address(backup.manifest.artifact.name)
+        where = copy.store.address((copy.manifest or backup.manifest).artifact.name)
         return verdict_on_check(asset, CONTENT, str(backup.id), where, made).result()
 
     return check

@@ -9,6 +9,8 @@ from typing import Any
 
 from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
 
+from backup_dag.core.drilling.outcome import Outcome
+from backup_dag.core.history import RECOVERY
 from backup_dag.core.manifest import CHECKSUM, MANIFEST, Bytes, Manifest
 from backup_dag.core.offsite import Copied
 
@@ -97,6 +99,48 @@ def of_known_copy(made: Manifest, address: str) -> Values:
         "backup": made.backup,
         "uploaded_now": False,
     }
+
+
+def of_drill(found: Outcome) -> Values:
+    """The seconds of each step are numbers of their own, so that each has its plot."""
+    return {
+        "outcome": "proven" if found.proven else "NOT PROVEN",
+        "faults": "\n".join(found.faults) or "none",
+        "notes": "\n".join(found.notes) or "none",
+        "backup": found.backup,
+        "snapshot_time": MetadataValue.timestamp(found.snapshot_time),
+        "copy": found.source,
+        "restored_on": found.server,
+        "authentication": found.authentication,
+        "bytes": found.dump_bytes,
+        "rows": found.rows,
+        "tables": found.tables,
+        "recovery_seconds": found.recovery,
+        **{f"{step}_seconds": found.seconds.get(step, 0.0) for step in RECOVERY},
+        "recovery_mb_per_s": _speed(found.dump_bytes, found.recovery),
+        "rto_seconds": found.rto_seconds,
+        **({"differing_tables": _differing(found)} if found.differing else {}),
+        "as_json": MetadataValue.json(found.document()),
+    }
+
+
+def _differing(found: Outcome) -> MetadataValue:
+    """-1: there is no such table."""
+    names = {"table": "string", "expected_rows": "int", "found_rows": "int", "first_rows": "string"}
+    return MetadataValue.table(
+        records=[
+            TableRecord(
+                {
+                    "table": each.table,
+                    "expected_rows": -1 if each.expected is None else each.expected,
+                    "found_rows": -1 if each.found is None else each.found,
+                    "first_rows": ", ".join(each.keys) or each.why or "unknown",
+                }
+            )
+            for each in found.differing[:_MOST_TABLES]
+        ],
+        schema=TableSchema(columns=[TableColumn(name, kind) for name, kind in names.items()]),
+    )
 
 
 def _stage(made: Manifest, passed: Bytes) -> Values:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
 
 from backup_dag.core.databases import Database
-from backup_dag.defs.jobs import backup_job_name, verify_job_name
+from backup_dag.defs.jobs import backup_job_name, drill_job_name, verify_job_name
 
 _LONGEST = timedelta(hours=6)
 _MOST = 200
@@ -40,12 +40,17 @@ def of_backups(instance: DagsterInstance, database: Database, day: str) -> Seque
     return instance.get_run_records(wanted, limit=_MOST)
 
 
+def tagged(instance: DagsterInstance, tag: str, value: str) -> Sequence[RunRecord]:
+    """The runs that bear a tag of that value."""
+    return instance.get_run_records(RunsFilter(tags={tag: value}), limit=_MOST)
+
+
 def database_of(run: DagsterRun, databases: Sequence[Database]) -> str | None:
     """The database that a run was about: by its assets, else by its job's name. None where neither tells."""
     touched = {key.path[0] for key in run.asset_selection or ()}
     touched |= {key.asset_key.path[0] for key in run.asset_check_selection or ()}
     for database in databases:
-        jobs = (backup_job_name(database), verify_job_name(database))
+        jobs = (backup_job_name(database), verify_job_name(database), drill_job_name(database))
         if touched == {database.name} or run.job_name in jobs:
             return database.name
     return None

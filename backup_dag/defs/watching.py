@@ -41,9 +41,10 @@ from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching import watch
-from backup_dag.core.watching.alerts import Alert, deliver, protection
+from backup_dag.core.watching.alerts import Alert, Kind, deliver, protection
 from backup_dag.core.watching.concerns import KEEP_THE_OTHER
-from backup_dag.defs.checks import ALERTS, CHECKSUM, CONTENT, Verdict
+from backup_dag.defs.checks import ALERTS, CHECKSUM, CONTENT, PROVEN, Verdict
+from backup_dag.defs.jobs import DRILLED
 from backup_dag.defs.missed import sensor_status
 from backup_dag.defs.runs import database_of
 from backup_dag.defs.words import Clock, in_dagsters_words, the_time
@@ -149,7 +150,7 @@ def _on(
             return SkipReason("all its checks passed, or latest_backup tells of them")
         database = database_of(run, databases)
         alert = Alert(
-            "failed",
+            _kind(run),
             database,
             happened,
             _ended(instance, run),
@@ -166,11 +167,21 @@ def _on(
     return tell
 
 
+def _kind(run: DagsterRun) -> Kind:
+    """A drill that broke says nothing of the backup."""
+    of_a_drill = DRILLED in run.tags or _is_of_a_drill(run)
+    return "drill broke" if of_a_drill and run.status != DagsterRunStatus.SUCCESS else "failed"
+
+
+def _is_of_a_drill(run: DagsterRun) -> bool:
+    return {key.path[-1] for key in run.asset_selection or ()} == {"restore_drill"}
+
+
 def bad_news(settings: Settings, instance: DagsterInstance, run: DagsterRun) -> tuple[str, str]:
     """What is to be told of a run that has ended, and what to do about it; "" where it went well, or where
     what is wrong is told by `latest_backup`."""
     checks, what = list(_failed_checks(instance, run)), _called(run)
-    damage = any(each.check_name in (CHECKSUM, CONTENT) for each in checks)
+    damage = any(each.check_name in (CHECKSUM, CONTENT, PROVEN) for each in checks)
     if run.status == DagsterRunStatus.SUCCESS:
         said = [_said(each) for each in checks if not _is_recorded(settings, each)][:_MOST_SAID]
         if not said:
@@ -221,17 +232,20 @@ def _said(check: AssetCheckEvaluation) -> str:
 
 
 def _is_recorded(settings: Settings, check: AssetCheckEvaluation) -> bool:
-    """Whether it stands beside the copy that it is about: then it is found there, and told as damage."""
+    """Whether it stands beside the copy that it is about, or in this host's history: then it is found there,
+    and told by that."""
     named = check.metadata.get("backup")
     backup = BackupId.parse(str(named.value)) if named else None
+    if check.asset_key.path[-1] == "restore_drill":  # all of what a drill finds is recorded on this host
+        return True
     if check.check_name not in (CHECKSUM, CONTENT) or backup is None:
         return False
-    label = "s3" if check.asset_key.path[-1] == "s3_copy" else "local"
+    labels = {"s3_copy": ("s3",), "checksum": ("local",)}.get(check.asset_key.path[-1], ("s3", "local"))
     try:
         copies = Catalog(open_stores(settings)).load(backup).copies
     except BackupDagError:
         return False
-    return any(each.store.label == label and each.verdict and not each.verdict.passed for each in copies)
+    return any(each.store.label in labels and each.verdict and not each.verdict.passed for each in copies)
 
 
 def _protection(settings: Settings, database: str | None) -> str:

@@ -14,7 +14,7 @@ from dagster import (
 )
 
 from backup_dag.core.audit import acting_for
-from backup_dag.core.errors import BackupDagError
+from backup_dag.core.errors import BackupDagError, GuardRefused
 from backup_dag.core.stream import Observer, Passed, every
 
 _SECONDS_BETWEEN_LINES = 5
@@ -61,6 +61,15 @@ def in_dagsters_words() -> Iterator[None]:
             metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
             allow_retries=error.retryable,
         ) from error
+
+
+def day_of(context: AssetExecutionContext) -> str:
+    """The day that a run is for. Raises GuardRefused where none was chosen."""
+    if not context.has_partition_key:
+        raise GuardRefused(
+            "no day was chosen for this run", hint="choose a partition in the launchpad, a day"
+        )
+    return str(context.partition_key)
 
 
 def _this_run() -> str | None:

@@ -14,13 +14,12 @@ import pytest
 from pydantic import SecretStr
 
 from backup_dag import __version__
-from backup_dag.core import audit, journal
+from backup_dag.core import audit, history, journal
 from backup_dag.core.audit import acting_for, audited, entries, log_file, send, send_if_possible
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import DiskError, GuardRefused, StoreError
-from backup_dag.core.restoring import history
 from backup_dag.core.restoring.plan import Wish
 from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.settings import Settings
@@ -149,9 +148,9 @@ def test_how_long_restores_took_is_read_back_and_what_cannot_be_noted_fails_none
     for seconds in (1.0, 2.0):
         history.record(tmp_path, what="restore", database="shop", seconds={"load": seconds})
     history.record(tmp_path, what="restore", database="other", seconds={"load": 9.0})
-    assert history.last_seconds(tmp_path, "shop") == {"load": 2.0}
+    assert history.estimate(tmp_path, "shop") == ({"load": 2.0}, "restore")
     history.record(Path("/dev/null"), what="restore", database="shop", seconds={})
-    assert history.last_seconds(Path("/dev/null"), "shop") == {}
+    assert history.estimate(Path("/dev/null"), "shop") == ({}, "")
 
 
 # to the bucket
@@ -400,3 +399,33 @@ def half_way(settings: Settings, backup: str, error: Exception | None = None) ->
         restoration.safety(restoration.plan())
         if error:
             raise error
+
+
+@pytest.mark.parametrize("which", ["what", "database", "outcome", "message", "time"])
+def test_a_line_with_half_a_character_is_passed_over(tmp_path: Path, which: str) -> None:
+    with audited(tmp_path, "backup", "shop"):
+        pass
+    said = json.loads(log_file(tmp_path).read_text())
+    with log_file(tmp_path).open("a") as log:
+        log.write(json.dumps({**said, which: "\ud800"}) + "\n")
+    assert len(list(entries(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, '"x"', "[" * 100_000])
+def test_a_line_that_nobody_can_compute_with_is_passed_over(tmp_path: Path, number: str) -> None:
+    with audited(tmp_path, "backup", "shop"):
+        pass
+    [good] = entries(tmp_path)
+    line = log_file(tmp_path).read_text()
+    said = json.loads(line)
+    with log_file(tmp_path).open("a") as log:
+        log.write(line.replace(f'"seconds": {said["seconds"]}', f'"seconds": {number}'))
+    assert list(entries(tmp_path)) == [good]
+
+
+@pytest.mark.parametrize("number", ["Infinity", "9" * 5000, "[" * 100_000, "null"])
+def test_a_note_of_what_was_sent_that_says_nothing_is_none(tmp_path: Path, number: str) -> None:
+    with audited(tmp_path, "backup", "shop"):
+        pass
+    log_file(tmp_path).with_name("sent").write_text(f'{{"file": 1, "bytes": {number}}}')
+    assert audit._sent(tmp_path) == (0, 0)

@@ -12,10 +12,14 @@ import pytest
 from backup_dag.core.catalog import Catalog, find, open_stores
 from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError, StoreError, StoreUnreachable
 from backup_dag.core.manifest import BackupId, Check, Manifest, Verification
+from backup_dag.core.restoring.plan import Wish
+from backup_dag.core.restoring.wished import found_for
 from backup_dag.core.settings import Settings
+from backup_dag.core.store.base import PROBE, Store
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.publish import publish
 from backup_dag.core.store.s3 import S3Store
+from backup_dag.core.verify import verify_latest
 from demo.servers import S3Server
 from tests.core.made import NOON, lay_out, manifest
 
@@ -48,6 +52,36 @@ def offsite(both: Settings, s3: S3Server) -> S3Store:
 
 def upload(store: S3Store, folder: Path, made: Manifest) -> None:
     publish(store, lay_out(folder, made), folder)
+
+
+# -- all at once
+
+
+def test_all_at_once_is_what_one_by_one_is(
+    both: Settings, offsite: S3Store, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    for made in (at(1), at(2), at(3), at(2, "orders_old")):
+        lay_out(folder, made)
+    upload(offsite, tmp_path / "work", at(2))
+    upload(offsite, tmp_path / "work", at(0))
+    (folder / at(1).id.file("json")).write_text("{")
+    (folder / at(3).artifact.name).write_bytes(b"short")
+    stores: list[Store] = [LocalStore(folder), offsite]
+    every = Catalog(stores).every("orders")
+    assert [each.id for each in every] == [at(day).id for day in (3, 2, 1, 0)]
+    assert every == [Catalog(stores).load(each.id) for each in every]
+
+
+def test_of_all_at_once_too_a_store_that_is_away_is_missed_and_the_last_one_raised(
+    both: Settings, folder: Path, s3: S3Server
+) -> None:
+    lay_out(folder, at(1))
+    gone = S3Store(s3.client(), both.model_copy(update={"aws_s3_bucket": "no-such-bucket"}))
+    [backup] = Catalog([LocalStore(folder), gone]).every("orders")
+    assert [error.exit_code for error in backup.missed] == [7]
+    with pytest.raises(StoreError):
+        Catalog([gone]).every("orders")
 
 
 # -- survey
@@ -93,6 +127,7 @@ def test_strangers_are_named_and_left_alone(catalog: Catalog, folder: Path) -> N
     made = lay_out(folder)
     for name in STRANGERS:
         (folder / name).write_text("someone else's")
+    (folder / PROBE).write_text("an attempt of ours, that was cut short")
     survey = catalog.survey()
     assert survey.ids == [made.id]
     assert {stray.address for stray in survey.strays} == {str(folder / name) for name in STRANGERS}
@@ -364,3 +399,21 @@ def test_it_needs_no_dagster(folder: Path) -> None:
 def test_ids_come_from_names_and_need_no_manifest_to_be_read(catalog: Catalog, folder: Path) -> None:
     (folder / "backup_a_20260101_000000.json").write_text("")
     assert catalog.survey().ids == [BackupId("a", "20260101_000000")]
+
+
+def test_an_address_without_a_bucket_is_no_backup(settings: Settings) -> None:
+    with pytest.raises(BackupNotFound, match="names no bucket"):
+        find(settings, "s3:////p/backup_orders_20260314_120000")
+
+
+def test_where_a_store_did_not_answer_nothing_is_not_there(
+    both: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket alone is left, and refuses to be listed once: it may hold what is asked for."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(StoreUnreachable):
+        found_for(both, Wish(database="orders"))
+    with pytest.raises(StoreUnreachable):
+        Catalog(open_stores(both)).latest_proven("orders")
+    with pytest.raises(StoreUnreachable):
+        verify_latest(both, "orders")

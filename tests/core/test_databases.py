@@ -1,5 +1,6 @@
 """Which databases are configured: DATABASE_URL and backup.toml, each fault with its place."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,18 @@ def test_a_wrong_choice_names_those_there_are(settings: Settings) -> None:
         with pytest.raises(ConfigurationError) as raised:
             choose(two, name)
         assert raised.value.hint == "choose one with --database: first, orders"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000, "a = 2026-13-45", "\0"])
+def test_what_no_reader_can_take_is_no_toml(settings: Settings, text: str) -> None:
+    assert "is not TOML" in fault(settings, text)
+
+
+def test_a_file_from_windows_is_read_from_its_first_line(settings: Settings) -> None:
+    Path("backup.toml").write_bytes(b'\xef\xbb\xbf[databases.orders]\r\nurl_env = "ORDERS_URL"\r\n')
+    assert [each.name for each in configured(settings, None)] == ["orders"]
+
+
+@pytest.mark.parametrize("url", [os.fsdecode(b"postgresql://u@h/\xff"), "postgresql://u@h/a\0b"])
+def test_a_url_that_is_no_text_is_refused(settings: Settings, url: str) -> None:
+    assert "is not a PostgreSQL address" in fault(settings, database_url=SecretStr(url))

@@ -1,15 +1,17 @@
 """The doctor says ok, warn or fail of everything a backup needs, and leaves nothing behind."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import boto3
 import pytest
 
 from backup_dag.core.doctor import Finding, examine
+from backup_dag.core.drilling.confinement import can_shut_in
 from demo.servers import Postgres, S3Server, available_versions, free_port
 from tests.conftest import KEY, make_database, run_sql
+from tests.test_restricted import saying
 
 Doctor = Callable[..., dict[str, Finding]]
 
@@ -61,17 +63,20 @@ def test_all_is_well(doctor: Doctor, with_bucket: dict[str, str], tmp_path: Path
     home.mkdir()
     told = "json://127.0.0.1/told"
     found = doctor(**with_bucket, DAGSTER_HOME=str(home), BACKUP_NOTIFY_URLS=told)
-    assert {what: finding for what, finding in found.items() if finding.verdict != "ok"} == {}
+    not_well = {what for what, finding in found.items() if finding.verdict != "ok"}
+    assert not_well == (set() if can_shut_in() else {"drills"})
     assert set(found) == {
         "settings",
         "gpg",
         "setpriv",
         "key",
+        "authenticity",
         "sample",
         "sample client",
         "sample privileges",
         "sample clock",
         "disk",
+        "drills",
         "local store",
         "s3 store",
         "time zone",
@@ -108,6 +113,26 @@ def test_a_missing_setting_is_told_and_the_rest_is_looked_at(doctor: Doctor) -> 
     assert {"settings", "key", "disk", "local store"} <= set(found)
     assert (found["settings"].verdict, found["settings"].exit_code) == ("fail", 3)
     assert "DATABASE_URL" in found["settings"].found
+
+
+UNSIGNED = {"BACKUP_ENCRYPTION": "off", "BACKUP_ENCRYPTION_KEY": ""}
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "said"),
+    [
+        ({}, "ok", "by the passphrase"),
+        (UNSIGNED, "warn", "BACKUP_GPG_SIGNING_KEY"),
+        ({"BACKUP_ACCEPT_UNAUTHENTICATED": "on"}, "warn", "anyone could have made"),
+        ({"BACKUP_GPG_SIGNING_KEY": "A" * 40}, "fail", "BACKUP_GPG_HOME"),
+    ],
+)
+def test_what_tells_ours_from_others_is_looked_at(
+    doctor: Doctor, changed: dict[str, str], verdict: str, said: str
+) -> None:
+    found = doctor(**changed)["authenticity"]
+    assert found.verdict == verdict
+    assert said in found.found + found.advice
 
 
 KEYS = {
@@ -267,6 +292,25 @@ def test_without_gpg_it_says_how_to_get_it(doctor: Doctor, tmp_path: Path) -> No
     assert "apt-get install gnupg" in failed.advice
 
 
+def test_whether_a_drill_could_be_made_here_is_said(doctor: Doctor, tmp_path: Path) -> None:
+    assert "monthly, by the PostgreSQL 18" in doctor()["drills"].found
+    assert doctor(BACKUP_DRILL="off")["drills"].verdict == "ok"
+    clients = tmp_path / "clients"  # as where only a client package is installed
+    clients.mkdir()
+    for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):
+        (clients / name).symlink_to(available_versions()[18] / name)
+    found = doctor(PG_BIN_DIR=str(clients), BACKUP_DRILL="weekly")["drills"]
+    assert (found.verdict, "install postgresql-18" in found.advice) == ("warn", True)
+    assert "there is no initdb of PostgreSQL 18 or newer here" in found.found
+    found = doctor(BACKUP_SCRATCH_URL="postgresql://postgres@127.0.0.1:1/postgres")["drills"]
+    assert (found.verdict, found.exit_code) == ("fail", 4)
+    checks = tmp_path / "drills"
+    checks.mkdir()
+    (checks / "vague.sql").write_text("SELECT 1")
+    found = doctor(BACKUP_DRILL_CHECKS=str(checks))["drills"]
+    assert (found.verdict, "vague.sql" in found.found) == ("fail", True)
+
+
 def test_without_a_home_for_dagster_it_says_who_sets_one(doctor: Doctor) -> None:
     found = doctor()["Dagster"]
     assert (found.verdict, "make ui" in found.found) == ("ok", True)
@@ -275,11 +319,11 @@ def test_without_a_home_for_dagster_it_says_who_sets_one(doctor: Doctor) -> None
 def test_a_dotenv_that_others_may_read_and_names_that_nothing_reads_are_told(
     doctor: Doctor, tmp_path: Path
 ) -> None:
-    (tmp_path / ".env").write_text("BACKUP_DRI=/x\n")
+    (tmp_path / ".env").write_text("BACKUP_DIRR=/x\n")
     (tmp_path / ".env").chmod(0o644)
     found = doctor()
     assert found[".env's mode"].advice == "chmod 600 .env"
-    assert (found["BACKUP_DRI"].found, found["BACKUP_DRI"].advice) == (
+    assert (found["BACKUP_DIRR"].found, found["BACKUP_DIRR"].advice) == (
         "nothing reads it",
         "is it BACKUP_DIR?",
     )
@@ -294,3 +338,12 @@ def test_a_home_that_dagster_cannot_open_fails(doctor: Doctor, tmp_path: Path) -
 def test_a_zone_that_is_none_is_told_as_a_setting(doctor: Doctor) -> None:
     found = doctor(BACKUP_TIMEZONE="Mars/Olympus")
     assert "BACKUP_TIMEZONE" in found["settings"].found
+
+
+def test_a_psql_that_no_backup_is_restored_with_is_told(
+    doctor: Doctor, servers: Mapping[int, Postgres], tmp_path: Path
+) -> None:
+    old = saying(tmp_path / "old", servers[16].bin_dir, "16.9")
+    found = doctor(DATABASE_URL=servers[16].url(), PG_BIN_DIR=str(old), PATH="/usr/bin:/bin")
+    assert found["postgres psql"].verdict == "warn"
+    assert "16.9" in found["postgres psql"].found

@@ -17,7 +17,7 @@ from psycopg2.extensions import parse_dsn
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Content
-from backup_dag.core.postgres import literal
+from backup_dag.core.sql import literal
 from backup_dag.core.stages.dump import as_sql
 from backup_dag.core.stages.fingerprint import Fingerprint, differences
 from demo.servers import Postgres
@@ -661,3 +661,12 @@ def test_a_total_that_does_not_follow_from_its_parts_is_named() -> None:
     assert differences(forged, true) == [
         "the manifest's digest of all content does not follow from its parts"
     ]
+
+
+def test_a_name_that_pg_dump_would_have_quoted_is_refused() -> None:
+    header = b"-- Name: s; Type: SEQUENCE SET; Schema: public; Owner: o\n"
+    fingerprint = Fingerprint()
+    fingerprint.write(header + b"SELECT pg_catalog.setval('pub\xfflic.s', 1, true);\n")
+    fingerprint.write(b"--\n-- PostgreSQL database dump complete\n")
+    with pytest.raises(IntegrityError, match="never does"):
+        fingerprint.finish()

@@ -1,9 +1,11 @@
 """Names and manifests: what we wrote is read back, and whatever else is found never surprises."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import PurePosixPath
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -283,3 +285,60 @@ def test_a_verification_keeps_the_last_check_of_each_level() -> None:
     found = found.with_check(check("checksum"))
     assert {level: done.passed for level, done in found.checks.items()} == {"checksum": True, "content": True}
     assert Verification.model_validate_json(found.to_json()) == found
+
+
+# -- of a kind that nobody can compute with
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 63, 10**400, 10**4299])
+@pytest.mark.parametrize("which", ["artifact", "globals", "dump", "compressed"])
+def test_a_size_that_no_file_has_is_refused(which: str, number: int) -> None:
+    changed = {**json.loads(GOOD.to_json())[which], "bytes": number}
+    with pytest.raises(IntegrityError):
+        read_manifest(document(**{which: changed}), NAME)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, 1e300])
+def test_a_length_of_time_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(IntegrityError):
+        read_manifest(document(seconds=seconds), NAME)
+
+
+@pytest.mark.parametrize("day", ["9999-12-31", "0001-01-01"])
+def test_a_day_without_one_before_or_after_it_is_refused(day: str) -> None:
+    with pytest.raises(IntegrityError):
+        read_manifest(document(partition_day=day), NAME)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+@pytest.mark.parametrize("which", ["snapshot_time", "started", "finished"])
+def test_a_time_that_no_clock_can_show_is_refused(which: str, time: str) -> None:
+    with pytest.raises(IntegrityError):
+        read_manifest(document(**{which: time}), NAME)
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, "\u0663", "1234567"])
+def test_a_version_that_is_no_number_is_refused(version: str) -> None:
+    changed = {**json.loads(GOOD.to_json())["server"], "version": version}
+    with pytest.raises(IntegrityError):
+        read_manifest(document(server=changed), NAME)
+
+
+def test_a_file_without_the_backups_name_is_refused() -> None:
+    changed = {**json.loads(GOOD.to_json())["artifact"], "name": "sql.gz.gpg"}
+    with pytest.raises(IntegrityError, match="no backup has"):
+        read_manifest(document(artifact=changed), NAME)
+
+
+def test_what_is_said_of_another_name_is_short() -> None:
+    with pytest.raises(IntegrityError) as raised:
+        read_manifest(document(backup="x" * 500_000), NAME)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Pacific/Kiritimati"])
+@pytest.mark.parametrize("stamp", ["00010101_000000", "99991231_235959"])
+def test_every_zone_can_tell_the_day_of_any_name(stamp: str, zone: str) -> None:
+    found = BackupId.parse(f"backup_orders_{stamp}")
+    assert found is not None
+    assert found.local(ZoneInfo(zone)).year in (1969, 1970, 9999)

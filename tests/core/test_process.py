@@ -11,11 +11,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backup_dag.core import process
-from backup_dag.core.process import ChildFailed, running
+from backup_dag.core import process, stall
+from backup_dag.core.process import ChildFailed, ChildStalled, running
 from backup_dag.core.stream import BLOCK
 
 ENV = process.environment()
+
+
+def test_a_child_speaks_english_and_keeps_its_users_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in os.environ if each.startswith("LC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setenv("LC_MESSAGES", "de_DE.UTF-8")
+    found = process.output(["locale"], env=process.environment()).splitlines()
+    assert {"LC_MESSAGES=C", "LC_CTYPE=C.UTF-8", "LC_ALL="} <= {each.replace('"', "") for each in found}
 
 
 def shell(script: str, *words: str) -> list[str]:
@@ -233,7 +242,7 @@ def test_no_file_is_left_open() -> None:
 
 PARENT = """
 import sys, time
-from backup_dag.core import process
+from backup_dag.core import process, stall
 with process.running(["sleep", "300"], env=process.environment()) as child:
     print(child._popen.pid, flush=True)
     time.sleep(300)
@@ -277,4 +286,66 @@ def test_a_child_is_told_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) ->
     assert not SECRETS.keys() & seen.keys()
     assert not any("secret" in value for value in seen.values())
     assert seen["PATH"] == os.environ["PATH"]
-    assert (seen["LC_ALL"], seen["EXTRA"]) == ("C.UTF-8", "yes")
+    assert (seen["LC_CTYPE"], seen["EXTRA"]) == ("C.UTF-8", "yes")
+
+
+# -- those that stand still
+
+
+@pytest.fixture
+def _impatient() -> None:
+    stall.allow(0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_child_that_gives_nothing_is_not_waited_for() -> None:
+    with (
+        running(shell("echo x; exec sleep 60"), env=ENV) as child,
+        pytest.raises(ChildStalled, match=r"^sh gave no byte for 1 s$"),
+    ):
+        drained(child)
+    assert child.is_over
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_child_that_takes_nothing_is_not_waited_for() -> None:
+    with (
+        running(shell("exec sleep 60"), env=ENV, stdin=process.PIPE) as child,
+        pytest.raises(ChildStalled, match="took no byte"),
+    ):
+        child.write(bytes(5 * BLOCK))
+    assert child.is_over
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_child_that_leaves_something_in_its_pipe_is_not_waited_for() -> None:
+    with running(shell("exec sleep 60"), env=ENV, stdin=process.PIPE) as child:
+        child.write(b"some")
+        with pytest.raises(ChildStalled, match="took no byte"):
+            child.drain()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_child_that_does_not_end_is_not_waited_for() -> None:
+    with (
+        running(shell("exec >&-; exec sleep 60"), env=ENV) as child,
+        pytest.raises(ChildStalled, match="did not end"),
+    ):
+        child.read()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_slow_child_that_takes_all_gets_all() -> None:
+    script = "for n in 1 2 3 4 5 6; do sleep 0.2; head -c 1000000 >/dev/null; done; wc -c"
+    with running(shell(script), env=ENV, stdin=process.PIPE) as child:
+        child.write(bytes(5_900_000))
+        child.write(b"x" * 100_001)
+        child.end_input()
+        assert int(drained(child)) == 1
+
+
+def test_a_child_that_is_stopped_ends_at_once() -> None:
+    with running(["sleep", "60"], env=ENV) as child:
+        psutil.Process(child._popen.pid).suspend()
+        began = time.monotonic()
+    assert time.monotonic() - began < 2

@@ -224,3 +224,61 @@ def test_a_length_of_time_that_means_nothing_is_refused(
         load(None)
     monkeypatch.setenv(name, "3650d")
     load(None)
+
+
+# -- old passphrases
+
+
+def test_old_passphrases_are_the_one_and_the_files_lines_each_once() -> None:
+    Path("old").write_text("second one\n\n third, with a space before it\nfirst one\nsecond one\n")
+    text = "BACKUP_ENCRYPTION_OLD_KEY='first one'\nBACKUP_ENCRYPTION_OLD_KEYS_FILE=old\n"
+    found = load(env_file(text))
+    assert found.old_passphrases() == ("first one", "second one", " third, with a space before it")
+    assert "first one" not in repr(found)
+    assert load(env_file("")).old_passphrases() == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{SECRET}\r\nsecond\n".encode(), "carriage return"),
+        (b"caf\xe9\n", "reading the old passphrases"),
+        (b"PUT-THE-PASSPHRASE-HERE\n", "everyone knows"),
+        (f"{SECRET}\0\n".encode(), "NUL"),
+        (None, "reading the old passphrases"),
+    ],
+)
+def test_a_file_of_old_passphrases_that_cannot_be_used_is_named(content: bytes | None, said: str) -> None:
+    if content is not None:
+        Path("old").write_bytes(content)
+    found = load(env_file("BACKUP_ENCRYPTION_OLD_KEYS_FILE=old\n"))
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        found.old_passphrases()
+    assert SECRET not in str(raised.value)
+    assert raised.value.hint
+
+
+def test_an_old_passphrase_that_the_file_would_change_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="BACKUP_ENCRYPTION_OLD_KEY in"):
+        load(env_file("OTHER=x\nBACKUP_ENCRYPTION_OLD_KEY=a${OTHER}b\n"))
+
+
+def test_a_file_from_windows_is_read_from_its_first_line() -> None:
+    Path(".env").write_bytes(b"\xef\xbb\xbfBACKUP_RPO=36h\r\nBACKUP_OWNER=team:us\r\n")
+    found = load()
+    assert (found.backup_rpo.total_seconds(), found.backup_owner) == (36 * 3600, "team:us")
+    assert environment_value("BACKUP_RPO") == "36h"
+
+
+@pytest.mark.parametrize("line", ["AWS_PROFILE='a\0b'", "BACKUP_DIR='a\0b'", "A\0B=c"])
+def test_a_file_with_a_nul_is_refused(line: str) -> None:
+    env_file(f"{line}\n")
+    with pytest.raises(ConfigurationError, match="holds a NUL"):
+        load()
+
+
+def test_a_passphrase_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKUP_ENCRYPTION_KEY", os.fsdecode(b"caf\xe9 and some more"))
+    with pytest.raises(ConfigurationError, match="not UTF-8") as raised:
+        load(None).passphrase()
+    assert "caf" not in str(raised.value)

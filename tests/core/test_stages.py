@@ -370,14 +370,13 @@ def test_an_error_upstream_leaves_no_gpg_behind(tmp_path: Path, direction: str, 
     assert gpg_children() == []
 
 
-@pytest.mark.parametrize(
-    ("direction", "expected"), [("encrypting", BackupDagError), ("decrypting", IntegrityError)]
-)
-def test_a_killed_gpg_is_an_error(tmp_path: Path, direction: str, expected: type[Exception]) -> None:
+@pytest.mark.parametrize("direction", ["encrypting", "decrypting"])
+def test_a_killed_gpg_is_an_error_and_says_nothing_of_the_backup(tmp_path: Path, direction: str) -> None:
     data = TEXT * 3 if direction == "encrypting" else encrypted(TEXT * 3, PASSPHRASE, tmp_path)
     stage = {"encrypting": encrypting, "decrypting": decrypting}[direction]
-    with pytest.raises(expected) as raised:
+    with pytest.raises(BackupDagError) as raised:
         push_and_kill(stage(Gathered(), PASSPHRASE, tmp_path), data[:5000], data * 5)
+    assert not isinstance(raised.value, IntegrityError)
     assert KEY not in str(raised.value)
     assert gpg_children() == []
 

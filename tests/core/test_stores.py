@@ -1,10 +1,12 @@
 """The stores: the contract on each, and what each promises beyond it."""
 
 import base64
+import errno
 import gc
 import hashlib
 import os
 import resource
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -81,6 +83,21 @@ class TestLocalStore(StoreContract):
         with pytest.raises(DiskError):
             LocalStore(tmp_path / "gone").put(source, NAME, expected)
         assert source.read_bytes() == b"x"
+
+    def test_a_put_whose_name_cannot_be_made_durable_leaves_none(
+        self, store: LocalStore, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected, sync = written(source, b"x"), os.fsync
+
+        def failing(handle: int) -> None:
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(handle)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        with pytest.raises(DiskError):
+            store.put(source, NAME, expected)
+        assert names(store) == []
 
     def test_a_note_that_cannot_take_its_place_leaves_no_temporary_file(self, store: LocalStore) -> None:
         (store.folder / "x.verify.json").mkdir()

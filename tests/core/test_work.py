@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from backup_dag.core.errors import DiskError
-from backup_dag.core.work import sweep, work_directory
+from backup_dag.core.work import new_file, one_at_a_time, private_folder, sweep, work_directory
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from backup_dag.core.work import work_directory
-with work_directory(Path(sys.argv[1])) as work:
+from backup_dag.core.work import work_directory, work_elsewhere
+backup_dir = Path(sys.argv[1])
+with work_directory(backup_dir) as work, work_elsewhere(backup_dir / "elsewhere", work) as other:
     (work / "plain").write_text("half done")
+    (other / "plain").write_text("half done")
     print(work, flush=True)
     time.sleep(300)
 """
@@ -66,8 +68,10 @@ def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert (left / "plain").exists()
+    [elsewhere] = (tmp_path / "elsewhere").rglob("plain")
     with work_directory(tmp_path) as ours:
         assert not left.exists()
+        assert not elsewhere.parent.exists()
         assert ours.exists()
 
 
@@ -76,7 +80,7 @@ def test_what_belongs_to_a_living_run_is_kept(tmp_path: Path) -> None:
         with work_directory(tmp_path) as ours:
             assert ours != theirs
             assert sweep(tmp_path) == []
-            assert (theirs / "plain").read_text() == "half done"
+            assert len(list(tmp_path.rglob("plain"))) == 2
         assert theirs.exists()
 
 
@@ -87,12 +91,12 @@ def test_ones_own_is_kept_while_it_is_in_use(tmp_path: Path) -> None:
         assert second.exists()
 
 
-def test_one_without_a_lock_is_given_a_minute(tmp_path: Path) -> None:
-    young, old = (tmp_path / ".work" / name for name in ("run-young", "run-old"))
-    for path in (young, old):
+def test_one_that_is_just_being_made_is_given_a_minute(tmp_path: Path) -> None:
+    young, old, half_removed = (tmp_path / ".work" / name for name in ("new-young", "new-old", "run-x"))
+    for path in (young, old, half_removed):
         path.mkdir(parents=True)
     os.utime(old, (time.time() - 61, time.time() - 61))
-    assert sweep(tmp_path) == [old]
+    assert set(sweep(tmp_path)) == {old, half_removed}
     assert young.exists()
 
 
@@ -118,3 +122,26 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
 def test_an_error_in_the_block_is_not_taken_for_one_of_making_it(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="ours"), work_directory(tmp_path):
         raise OSError("ours")
+
+
+def test_what_cannot_be_made_is_a_disk_error_whatever_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "below"
+    with pytest.raises(DiskError, match=r"making .*below"), new_file(below):
+        pytest.fail("there is no file")
+    with pytest.raises(DiskError, match=r"making .*below"):
+        private_folder(below)
+    assert private_folder(tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    assert private_folder(tmp_path / "folder").exists()
+
+
+def test_a_lock_whose_file_cannot_be_removed_is_let_go_of_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, one_at_a_time(tmp_path, "thing"):
+        patched.setattr(os, "unlink", refuse)
+    with one_at_a_time(tmp_path, "thing"):
+        pass

@@ -4,16 +4,17 @@ An old backup is worth most when the new ones are bad, so nothing goes until the
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import BackupId, Manifest
+from backup_dag.core.nights import CLOCKS_APART
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.usual import judged, losses
 
-_FEW = 2  # so many may always go: a night's own, and one that was late
-_CLOCKS_APART = timedelta(hours=1)
+_FEW = 2  # so many may go for each night: its own, and one that was late
+_LONGEST = 31  # nights whose clean-ups are made up for
 
 
 def against_removing(
@@ -31,7 +32,7 @@ def against_removing(
     `backups` are all of it, the newest first. `force` goes on although sizes or clocks look wrong,
     `unverified` although nobody has read the newest to its end. `note`: what was usual may be written down.
     """
-    if not force and (ahead := [backup for backup in backups if backup.id.time > now + _CLOCKS_APART]):
+    if not force and (ahead := [backup for backup in backups if backup.id.time > now + CLOCKS_APART]):
         return GuardRefused(
             f"{ahead[0].id} is dated in the future: a clock is wrong, or was",
             hint="see the clocks of this host and of the database server (backup-dag doctor); if they are"
@@ -126,9 +127,13 @@ def against_two_servers(database: str, backups: Sequence[Backup]) -> GuardRefuse
     )
 
 
-def against_so_many(settings: Settings, place: str, going: int, there: int) -> GuardRefused | None:
-    """Why so many of the backups in a place may not go at once; None where they may."""
-    most = max(_FEW, there * settings.backup_cleanup_most_percent // 100)
+def against_so_many(
+    settings: Settings, place: str, going: int, there: int, nights: int = 1
+) -> GuardRefused | None:
+    """Why so many of the backups in a place may not go at once; None where they may. After `nights` without a
+    clean-up, what those would have removed is no more than usual."""
+    few = _FEW * min(nights, _LONGEST)
+    most = max(few, there * settings.backup_cleanup_most_percent // 100)
     if going <= most:
         return None
     return GuardRefused(

@@ -8,11 +8,11 @@ the local folder, unless BACKUP_LOCAL_RETENTION_DAYS says for how long it keeps 
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from backup_dag.core.audit import Entry, audited
+from backup_dag.core.audit import Entry, audited, entries
 from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import BackupDagError, DiskError, GuardRefused, StoreError
 from backup_dag.core.holds import is_held
@@ -122,7 +122,9 @@ def _cleaned(
     odd = newest and _is_odd(settings, found, backups, now)
     for store, cleaned in zip(stores, found, strict=True):
         if cleaned.going:
-            cleaned.refused = refused or (None if forced else _held_back(settings, cleaned, backups, now))
+            cleaned.refused = refused or (
+                None if forced else _held_back(settings, database, cleaned, backups, now)
+            )
         if not leave.dry_run:
             entry[cleaned.place] = gone = list[str]()  # as they go, for a line that is true whatever happens
             _remove_from(store, cleaned, gone)
@@ -144,11 +146,24 @@ def _lost(
 
 
 def _held_back(
-    settings: Settings, cleaned: Cleaned, backups: Sequence[Backup], now: datetime
+    settings: Settings, database: str, cleaned: Cleaned, backups: Sequence[Backup], now: datetime
 ) -> GuardRefused | None:
     """Why what goes from one store may not go as it stands."""
     lost = _lost(settings, cleaned, backups, now)
-    return lost or against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all))
+    nights = _nights_since_the_last(settings, database, now)
+    return lost or against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all), nights)
+
+
+def _nights_since_the_last(settings: Settings, database: str, now: datetime) -> int:
+    """How many nights a clean-up of it has not come to its end here. Where none ever did, or nobody can tell,
+    it is one."""
+    last = now
+    with suppress(DiskError):
+        for entry in entries(settings.backup_dir):
+            if (entry.what, entry.database, entry.outcome) == ("cleanup", database, "done"):
+                with suppress(ValueError, TypeError):
+                    last = datetime.fromisoformat(entry.time)
+    return max(1, (now - last).days)
 
 
 def _remove_from(store: Store, cleaned: Cleaned, gone: list[str]) -> None:
@@ -172,7 +187,7 @@ def _remove(store: Store, judged: Judged, gone: list[str], *, whole: bool) -> No
 
     Looks again first: someone may have taken hold of it, or have made it whole, since it was judged.
     """
-    files = [listed for listed in store.list(f"{judged.id}.") if owner_of(listed.name) == judged.id]
+    files = list(_files_of(store, judged.id))
     has_manifest = any(listed.name == judged.id.file(MANIFEST) for listed in files)
     if has_manifest != whole:
         judged.fate, judged.reasons = "stays", ("it has changed since it was looked at",)
@@ -181,12 +196,26 @@ def _remove(store: Store, judged: Judged, gone: list[str], *, whole: bool) -> No
     else:
         if whole:  # else what is left, if this ends half-way, looks like a backup that has lost its manifest
             store.put_note(judged.id.file(GOING), json.dumps({"why": judged.reasons}) + "\n")
-        names = [*_manifest_first(judged.id, files), judged.id.file(GOING)]
-        for name in names:
-            store.remove(name)
-            if str(judged.id) not in gone:
-                gone.append(str(judged.id))
+        going = judged.id.file(GOING)
+        before: list[str] = []
+        while names := _manifest_first(judged.id, files):
+            if names == before:
+                raise StoreError(
+                    f"{store.address(names[0])} is still listed after it was removed",
+                    hint="see what the store does with removals: a policy, a lock, a stale listing",
+                )
+            before = names
+            for name in names:
+                store.remove(name)
+                if str(judged.id) not in gone:
+                    gone.append(str(judged.id))
+            files = list(_files_of(store, judged.id))  # a listing may have been cut short
+        store.remove(going)
         judged.removed = True
+
+
+def _files_of(store: Store, backup: BackupId) -> Iterator[Listed]:
+    return (listed for listed in store.list(f"{backup}.") if owner_of(listed.name) == backup)
 
 
 def _manifest_first(backup: BackupId, files: Iterable[Listed]) -> list[str]:

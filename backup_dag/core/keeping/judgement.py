@@ -84,7 +84,7 @@ class Judgement:
         manifest = copy.manifest if copy else None
         good = copy is not None and copy.good
         bound = IN_USE if backup.id in self._held else ""
-        if copy and manifest and manifest != next(each.manifest for each in backup.copies if each.manifest):
+        if copy and manifest and manifest != backup.manifest_or_none:
             bound = copy.fault  # another server's, of the same name
         return Candidate(
             backup.id,
@@ -99,10 +99,9 @@ class Judgement:
         """The verdict on a copy; it stays where the full policy wants the backup, and no other store has a
         copy of it that somebody has found to be good."""
         wanted = self._wanted[backup.id]
-        behind = [copy.store.label for copy in backup.copies if copy.store is not store and copy.checked]
         if verdict.keep or not wanted.keep:
             return verdict
-        if behind:
+        if behind := self._behind(store, backup.id):
             return Verdict(verdict.id, False, (*verdict.reasons, f"{behind[0]} has a copy that was checked"))
         return Verdict(verdict.id, True, ("no other store has a copy that was checked", *wanted.reasons))
 
@@ -110,10 +109,18 @@ class Judgement:
         for orphan in orphans(self._files[store], self._now):
             if orphan.id in self._held:
                 yield Verdict(orphan.id, True, (IN_USE,))
+            elif orphan.may_be_whole and (behind := self._behind(store, orphan.id)):
+                said = f"its manifest is gone, and {behind[0]} has a copy that was checked"
+                yield Verdict(orphan.id, False, (said,))
             elif orphan.may_be_whole:
                 yield Verdict(orphan.id, True, (_LOST_MANIFEST,))
             else:
                 yield Verdict(orphan.id, False, ("files without a manifest: left by a run that died",))
+
+    def _behind(self, store: Store, backup: BackupId) -> list[str]:
+        """Which other stores have a copy of it that somebody has found to be good."""
+        copies = [copy for each in self._backups if each.id == backup for copy in each.copies]
+        return [copy.store.label for copy in copies if copy.store is not store and copy.checked]
 
     def _is_held(self, backup: BackupId) -> bool:
         """Whether someone holds any copy: a reader whose copy is damaged goes on to the next."""

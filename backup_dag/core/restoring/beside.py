@@ -6,16 +6,18 @@ Until the renames, which are one transaction, nothing that serves has changed.
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from backup_dag.core.errors import BackupDagError, DatabaseUnreachable
+from backup_dag.core.errors import BackupDagError, DatabaseError, DatabaseUnreachable
+from backup_dag.core.history import Stopwatch
 from backup_dag.core.manifest import Setting
-from backup_dag.core.postgres import connected, quoted
+from backup_dag.core.postgres import connected
 from backup_dag.core.reading import Source
 from backup_dag.core.restoring.loading import load, loading_clients
 from backup_dag.core.restoring.marks import Made
 from backup_dag.core.restoring.proof import Proof, prove
-from backup_dag.core.restoring.roles import Roles, give_properties
+from backup_dag.core.restoring.roles import Roles, give_application_settings, give_properties
 from backup_dag.core.restoring.target import Target
-from backup_dag.core.restoring.way import Done, Stopwatch
+from backup_dag.core.restoring.way import Done
+from backup_dag.core.sql import quoted
 from backup_dag.core.stream import Observer
 
 
@@ -43,16 +45,17 @@ class Beside:
         self._facts = target.facts() if target.standing() else manifest.source
         self._new = target.aside("restoring", now)
         target.create(self._new, self._facts, manifest.backup, now)
+        self._give_application_settings()
         address = target.address.at(self._new)
         with self._took("load"):
-            load(self._source, address, clients, server, observer)
+            self._noted = load(self._source, address, clients, server, observer).noted
         with self._took("analyze"), connected(address) as session:
             session.rows("ANALYZE")
         return self._new
 
     def prove(self, observer: Observer | None) -> Proof:
         """Compares what was built with the manifest."""
-        return prove(self._source, self._target.address.at(self._new), observer)
+        return prove(self._source, self._noted, self._target.address.at(self._new), observer)
 
     def finish(self) -> Done:
         """Puts what was built in the target's place, in one transaction.
@@ -77,6 +80,17 @@ class Beside:
         with suppress(BackupDagError):  # the next restore finds it by its mark
             if any(made.name == self._new for made in self._target.made("restoring")):
                 self._target.drop(self._new)
+
+    def _give_application_settings(self) -> None:
+        """Before the rows, whose constraints may ask for them: the target's own, else the backup's."""
+        session = self._target.session
+        if not self._target.standing():
+            give_application_settings(session, self._roles, self._new)
+            return
+        own = [each for each in self._settings_of_the_target() if "." in each.name and not each.role]
+        for statement in session.settings_sql(own, self._new):
+            with suppress(DatabaseError):  # what cannot be given is said when all of them are
+                session.rows(statement)
 
     def _give_properties(self) -> None:
         """Owner, limit and settings: the target's own, else the backup's. From within, and after the proof:

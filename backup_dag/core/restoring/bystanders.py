@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from backup_dag.core.postgres import connected, literal
+from backup_dag.core.postgres import connected
 from backup_dag.core.restoring.target import Target
+from backup_dag.core.sql import literal
 
 
 def sessions(target: Target) -> dict[str, int]:

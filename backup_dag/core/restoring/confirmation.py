@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.errors import DiskError, GuardRefused
+from backup_dag.core.private import make_private
 
 MINUTES = 60
 """For how long a code holds."""
@@ -70,7 +71,7 @@ def _key(backup_dir: Path) -> bytes:
     """The key, made on first use. Two who make it at once end up with the same one."""
     path = backup_dir / _KEY_FILE
     try:
-        backup_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(backup_dir)
         with suppress(FileNotFoundError):
             return path.read_bytes()
         made = path.with_name(f"{_KEY_FILE}-{os.getpid()}")

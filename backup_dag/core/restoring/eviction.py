@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from backup_dag.core.errors import DatabaseError
-from backup_dag.core.postgres import Session, literal
+from backup_dag.core.postgres import Session
+from backup_dag.core.sql import literal
 
 
 @contextmanager

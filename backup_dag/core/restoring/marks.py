@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from backup_dag.core.postgres import MARK, Session, literal
+from backup_dag.core.postgres import MARK, Session
+from backup_dag.core.sql import literal
 
 Role = Literal["restoring", "before"]
 
@@ -60,8 +61,9 @@ def marked(session: Session, of: str, role: Role) -> list[Made]:
 
 
 def _read(name: str, said: str) -> Iterator[Made]:
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         known = json.loads(said.removeprefix(MARK.removesuffix("{")))
         if known["name"] == name:
             since = datetime.fromisoformat(known["since"])
+            since = since if since.tzinfo else since.replace(tzinfo=UTC)
             yield Made(name, known["role"], known["of"], since, known["backup"], known["comment"])

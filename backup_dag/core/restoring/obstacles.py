@@ -155,7 +155,7 @@ def _permission(settings: Settings, mode: Mode, target: Target, standing: Standi
             )
         ]
     allowed = set(settings.backup_restore_targets) or {
-        each.address.dbname for each in configured(settings) if each.address.at("") == target.address.at("")
+        each.address.dbname for each in configured(settings) if each.address.is_beside(target.address)
     }
     if standing is None or target.name in allowed:
         return []

@@ -5,7 +5,6 @@ extension that nobody has any more): only what the tables need counts, and that 
 second takes the rows, and stops at the first error.
 """
 
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Self
@@ -13,11 +12,12 @@ from typing import Self
 from backup_dag.core.address import Address
 from backup_dag.core.clients import Clients
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.postgres import connected, literal
+from backup_dag.core.postgres import connected
+from backup_dag.core.psql import loading
 from backup_dag.core.restoring.asked import Asked
-from backup_dag.core.restoring.proof import Rows, rows_of
-from backup_dag.core.stages.dump import loading
-from backup_dag.core.stream import Writer
+from backup_dag.core.restoring.rows import Rows, rows_of
+from backup_dag.core.sql import literal
+from backup_dag.core.stream import Both, Writer
 
 
 class Picking:
@@ -66,7 +66,7 @@ class Picking:
         self._open = True
         self._sums[name].what = what
         self._psql.write(b"COPY " + what + b" FROM stdin;\n")
-        return _Both(self._psql, self._sums[name])
+        return Both(self._psql, self._sums[name])
 
     def finish(self) -> None:
         """Returns once everything is loaded. Raises DatabaseError."""
@@ -85,10 +85,7 @@ class Picking:
         return wrong
 
     def _start(self, stack: ExitStack, *, strict: bool) -> Writer:
-        psql = stack.enter_context(loading(self._address, self._clients, self._parameters, strict=strict))
-        if self._clients.restricts:  # the dump's own line does not come this way
-            psql.write(f"\\restrict {secrets.token_hex(16)}\n".encode())
-        return psql
+        return stack.enter_context(loading(self._address, self._clients, self._parameters, strict=strict))
 
     def _begin_rows(self) -> None:
         """The definitions are complete: what was asked for is found in them, and only then rows follow."""
@@ -119,12 +116,3 @@ class Picking:
         if self._open:
             self._psql.write(b"\\.\n")
             self._open = False
-
-
-class _Both:
-    def __init__(self, first: Writer, second: Writer) -> None:
-        self._first, self._second = first, second
-
-    def write(self, data: bytes) -> None:
-        self._first.write(data)
-        self._second.write(data)

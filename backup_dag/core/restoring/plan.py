@@ -11,13 +11,15 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
+from backup_dag.core import history
 from backup_dag.core.address import Address
+from backup_dag.core.authenticity import check as check_authenticity
+from backup_dag.core.authenticity import in_words
 from backup_dag.core.catalog import Backup, Copy
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.errors import ConfigurationError, DiskError, GuardRefused
 from backup_dag.core.in_words import length, size
 from backup_dag.core.manifest import Check, Manifest
-from backup_dag.core.restoring import history
 from backup_dag.core.restoring.bystanders import sessions
 from backup_dag.core.restoring.confirmation import MINUTES, code_for
 from backup_dag.core.restoring.obstacles import Found, Mode, fitting_clients, obstacles
@@ -52,6 +54,7 @@ class RestorePlan(_Document):
     partition_day: str
     proven: bool
     checked: Check
+    authenticity: str
     source: str
     artifact_bytes: int
     dump_bytes: int
@@ -89,6 +92,7 @@ class RestorePlan(_Document):
             f"backup      {self.backup}",
             f"            holds the state of {self._moment()}, {length(self.made - self.snapshot_time)} ago",
             f"            made because: {self.reason}; {proven}; {self._checked()}",
+            f"            {self.authenticity}",
             f"            {self.tables:,} tables, {self.rows:,} rows; {size(self.artifact_bytes)},"
             f" {size(self.dump_bytes)} of dump",
             f"            {self.source}",
@@ -149,13 +153,16 @@ class RestorePlan(_Document):
 @dataclass(frozen=True)
 class Chosen:
     """What is to be restored: the copy that was verified, newer backups that were passed over and why, and
-    what is wrong with the file that holds the roles."""
+    what is wrong with the file that holds the roles. `left_out`: where copies lie that are not authentic;
+    `hidden`: newer backups that were there and are gone."""
 
     backup: Backup
     copy: Copy
     check: Check
     passed_over: Sequence[str] = ()
     roles_lost: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    hidden: Sequence[str] = ()
 
     @property
     def findings(self) -> Iterator[Found]:
@@ -164,6 +171,14 @@ class Chosen:
         for why in self.passed_over:
             advice = "this restores an older state; see whether that backup can be mended, or copied again"
             yield Found(verdict="warn", what="a NEWER backup", found=f"cannot be used: {why}", advice=advice)
+        for where in self.left_out:
+            said = f"the one in {where} is left out: somebody else wrote or changed it"
+            yield Found(verdict="warn", what="a FORGED copy", found=said, advice="see who can write there")
+        for why in self.hidden:
+            advice = (
+                "this restores an older state; look elsewhere for the newer, and at the bucket's versions"
+            )
+            yield Found(verdict="warn", what="a NEWER backup", found=why, advice=advice)
         if self.roles_lost:
             said = f"cannot be read, so roles that are missing cannot be made: {'; '.join(self.roles_lost)}"
             advice = "the data is whole; make roles that are missing yourself"
@@ -228,7 +243,8 @@ def target_of(settings: Settings, wish: Wish, manifest: Manifest) -> tuple[Datab
 
 def make_plan(settings: Settings, wish: Wish, chosen: Chosen, roles: Roles, target: Target) -> RestorePlan:
     """Looks at everything a restore needs, once the copy has been read to its end."""
-    backup, manifest, standing = chosen.backup, chosen.backup.manifest, target.standing()
+    backup, standing = chosen.backup, target.standing()
+    manifest = chosen.copy.manifest or backup.manifest
     clients, said_of_clients = fitting_clients(settings, manifest, target)
     lacking = roles.lacking(target.session)
     findings = [
@@ -245,6 +261,7 @@ def make_plan(settings: Settings, wish: Wish, chosen: Chosen, roles: Roles, targ
         partition_day=str(manifest.partition_day),
         proven=backup.proven,
         checked=chosen.check,
+        authenticity=in_words(check_authenticity(settings, chosen.copy)),
         source=chosen.copy.store.address(manifest.artifact.name),
         artifact_bytes=manifest.artifact.bytes,
         dump_bytes=manifest.dump.bytes,
@@ -280,11 +297,11 @@ def _with_code(settings: Settings, plan: RestorePlan, target: Target) -> Restore
 def _steps(
     settings: Settings, wish: Wish, manifest: Manifest, standing: Standing | None, check: Check
 ) -> list[Step]:
-    last = history.last_seconds(settings.backup_dir, manifest.database)
+    last, measured = history.estimate(settings.backup_dir, manifest.database)
     bytes = manifest.dump.bytes
 
     def step(key: str, does: str, otherwise: float, basis: str, name: str = "") -> Step:
-        seconds, said = (last[key], "as in its last restore") if key in last else (otherwise, basis)
+        seconds, said = (last[key], f"as in its last {measured}") if key in last else (otherwise, basis)
         return Step(name=name or key, does=does, seconds=seconds, basis=said)
 
     steps = [step("verify", "the copy, once more", check.seconds, "as just now")]

@@ -5,29 +5,30 @@ this process ends, the target is what it was, or the proven replacement. What a 
 a database that is marked as half-made; the next restore of that target drops it.
 """
 
-import time
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+from backup_dag.core import history
 from backup_dag.core.audit import Entry, audited
+from backup_dag.core.authenticity import authentic_part, is_authentic
+from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.backup import Order, take_backup
-from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
-from backup_dag.core.databases import configured, whole_database
+from backup_dag.core.catalog import Backup, Copy
+from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import (
     BackupDagError,
-    BackupNotFound,
-    GuardRefused,
     IntegrityError,
 )
+from backup_dag.core.history import Stopwatch
 from backup_dag.core.holds import held
-from backup_dag.core.key import decryption_key
-from backup_dag.core.manifest import Level, Manifest
-from backup_dag.core.reading import Source
-from backup_dag.core.restoring import history
+from backup_dag.core.key import Key, decryption_key
+from backup_dag.core.manifest import Check, Level, Manifest
+from backup_dag.core.reading import Source, brought_near
 from backup_dag.core.restoring.beside import Beside
 from backup_dag.core.restoring.confirmation import check_code
 from backup_dag.core.restoring.inplace import InPlace
@@ -36,12 +37,11 @@ from backup_dag.core.restoring.proof import Proof
 from backup_dag.core.restoring.roles import Roles, create_lacking, drop_created, read_roles
 from backup_dag.core.restoring.target import Target, target_at
 from backup_dag.core.restoring.way import Way
+from backup_dag.core.restoring.wished import found_for, hidden
 from backup_dag.core.settings import Settings
-from backup_dag.core.stream import Observer
+from backup_dag.core.stream import Watch
 from backup_dag.core.verify import examine, made_check, record
-
-Watch = Callable[[str], Observer | None]
-"""From what is being done, in words, to whoever watches it."""
+from backup_dag.core.work import reading_directory
 
 
 @dataclass
@@ -67,8 +67,9 @@ class Restoration:
 
     def __init__(self, settings: Settings, wish: Wish, watch: Watch = lambda _: None) -> None:
         self._settings, self._wish, self._watch = settings, wish, watch
-        self._stack = ExitStack()
+        self._stack, self._took = ExitStack(), Stopwatch()
         self._finished = False
+        self._chosen: Manifest | None = None  # the copy's own: another may be under another passphrase
         self._roles_lost: list[str] = []  # what is wrong with the file that holds them
 
     def __enter__(self) -> Self:
@@ -84,9 +85,12 @@ class Restoration:
 
         Raises:
             BackupNotFound, IntegrityError: no such backup, or no copy that can be used.
-            ConfigurationError, DatabaseUnreachable: the target's server.
+            ConfigurationError: it takes another passphrase or key than this host's, or which server is meant
+                is not clear.
+            DatabaseUnreachable: the target's server.
         """
-        self._backup, self._passed_over = _found(self._settings, self._wish)
+        found, self._passed_over = found_for(self._settings, self._wish)
+        self._backup, self._left_out = authentic_part(self._settings, found)
         manifest = self._backup.manifest
         usable = [copy for copy in self._backup.copies if not copy.fault and copy.manifest]
         if not usable:
@@ -95,8 +99,9 @@ class Restoration:
                 f" {'; '.join(copy.fault for copy in self._backup.copies)}",
                 hint="restore another backup; backup-dag list shows them",
             )
-        self._copy: Copy = usable[0]
-        self._key = decryption_key(self._settings, manifest.encryption)
+        with suppress(IntegrityError):  # of that `verify` speaks, and records it
+            check_authenticity(self._settings, usable[0])
+            decryption_key(self._settings, (usable[0].manifest or manifest).encryption)
         self._server, address = target_of(self._settings, self._wish, manifest)
         itself = self._wish.mode == "in-place"
         self._target: Target = self._stack.enter_context(target_at(address, or_itself=itself))
@@ -104,43 +109,80 @@ class Restoration:
         return self._backup
 
     def verify(self, *, to_its_end: bool = True) -> None:
-        """Verifies the copy; another copy, where the first is damaged. Raises IntegrityError.
+        """Verifies the copy; another, where the first is damaged or not authentic. Raises IntegrityError.
 
         It is decrypted and read to its end. Without `to_its_end` only where that was never done: of a copy
         whose content was found good, the checksum says that it is still the same; loading it reads it to its
         end, and the proof compares what came of it, in any case.
         """
-        with self._timed("verify"):
+        with self._took("verify"):
             faults: list[str] = []
             usable = [copy for copy in self._backup.copies if copy.manifest and not copy.fault]
+            tried = []
             for copy in usable:
-                level: Level = "checksum" if copy.read_to_its_end and not to_its_end else "content"
-                check = examine(self._settings, copy, level, self._watch("verifying the backup"))
+                level = self._level(copy, to_its_end=to_its_end)
+                near = copy if to_its_end else self._near(copy)
+                tried.append((copy, near))
+                check = examine(self._settings, near, level, self._watch("verifying the backup"))
                 with suppress(BackupDagError):  # a bucket may only be readable from here
                     record(copy.store, self._manifest, check)
                 if check.passed:
-                    self._copy, self._check = copy, check
+                    self._choose(copy, near, check)
                     return
                 faults += check.faults
-            for copy in usable:  # the data may be whole, and only the roles' file damaged
+            for copy, near in tried:  # the data may be whole, and only the roles' file damaged
                 check = examine(
-                    self._settings, copy, "content", self._watch("verifying the data"), roles=False
+                    self._settings, near, "content", self._watch("verifying the data"), roles=False
                 )
                 if check.passed:
-                    self._copy, self._check, self._roles_lost = copy, check, faults
+                    self._choose(copy, near, check)
+                    self._roles_lost = faults
                     return
         raise IntegrityError(
             f"{self._backup.id} is damaged and was not restored: {'; '.join(faults)}",
-            hint="restore another backup; backup-dag list shows them",
+            hint="restore another one: backup-dag restore latest-proven, or see backup-dag list",
         )
+
+    def _level(self, copy: Copy, *, to_its_end: bool) -> Level:
+        """How deep to look. Notes of earlier checks count only beside a manifest that is authentic."""
+        read_before = copy.read_to_its_end and is_authentic(self._settings, copy)
+        return "checksum" if read_before and not to_its_end else "content"
+
+    def _near(self, copy: Copy) -> Copy:
+        """A bucket's copy, brought here: what is verified is what is loaded, whoever writes there meanwhile.
+
+        Under a passphrase nobody else can make a file that opens, so it is read there where here is no room.
+        Raises DiskError.
+        """
+        if copy.store.label == "local" or copy.manifest is None:
+            return copy
+        folder = self._stack.enter_context(reading_directory(self._settings.backup_dir))
+        needed = sum(file.bytes for file in copy.manifest.files)
+        if copy.manifest.encryption.mode == "symmetric" and shutil.disk_usage(folder).free < needed:
+            return copy
+        watch = self._watch("fetching the copy")
+        return replace(copy, store=brought_near(copy.store, copy.manifest, folder / "near", watch))
+
+    def _choose(self, copy: Copy, near: Copy, check: Check) -> None:
+        self._copy, self._check, self._read_from = copy, check, near.store
+        self._chosen = copy.manifest
+        self._key: Key = decryption_key(self._settings, self._manifest.encryption)
 
     def plan(self) -> RestorePlan:
         """What the next steps would do. Nothing has been changed yet."""
         if self._roles_lost:
             self._roles = Roles("")
         else:
-            self._roles = read_roles(self._settings, self._copy.store, self._manifest, self._key)
-        chosen = Chosen(self._backup, self._copy, self._check, self._passed_over, self._roles_lost)
+            self._roles = read_roles(self._settings, self._read_from, self._manifest, self._key)
+        chosen = Chosen(
+            self._backup,
+            self._copy,
+            self._check,
+            self._passed_over,
+            self._roles_lost,
+            self._left_out,
+            [] if self._passed_over else hidden(self._settings, self._wish, self._copy),
+        )
         return make_plan(self._settings, self._wish, chosen, self._roles, self._target)
 
     def confirm(self, plan: RestorePlan, code: str) -> None:
@@ -163,7 +205,7 @@ class Restoration:
         self._way.hold()
         if self._wish.mode == "new" or not self._wish.safety_backup or self._target.standing() is None:
             return None
-        with self._timed("safety"):
+        with self._took("safety"):
             whole = whole_database(self._server, self._target.address)
             order = Order(whole, datetime.now(self._settings.zone).date(), "pre_restore")
             made = take_backup(self._settings, order, self._watch("backing up the target as it is"))
@@ -174,10 +216,10 @@ class Restoration:
         """The way that this restore goes, undone on leaving the context unless it is finished."""
         way: Way
         if self._wish.mode == "in-place":
-            way = InPlace(self.source, self._target, self._timed)
+            way = InPlace(self.source, self._target, self._took)
         else:
             keep = self._wish.mode == "swap"
-            way = Beside(self.source, self._target, self._roles, self._timed, keep=keep)
+            way = Beside(self.source, self._target, self._roles, self._took, keep=keep)
         self._stack.callback(way.close)
         return way
 
@@ -188,7 +230,7 @@ class Restoration:
             DatabaseError: the server refused; what was built is undone on leaving the context.
             IntegrityError: the copy has changed since it was verified.
         """
-        with self._timed("build"):
+        with self._took("build"):
             self._stack.callback(self._drop_roles)
             self._stack.callback(self._way.close)  # goes before: roles that own something cannot be dropped
             self._report.roles_created = create_lacking(self._target.session, self._roles)
@@ -204,7 +246,7 @@ class Restoration:
 
         Raises IntegrityError where it is not. That may be the target's fault, so it is not recorded.
         """
-        with self._timed("prove"):
+        with self._took("prove"):
             proof = self._way.prove(self._watch("proving what was built"))
         if not proof.holds:
             raise IntegrityError(
@@ -221,15 +263,17 @@ class Restoration:
 
         Raises DatabaseError where it cannot; the target is as it was then.
         """
-        with self._timed("swap"):
+        with self._took("swap"):
             done = self._way.finish()
         self._finished = True
+        self._report.seconds = self._took.seconds
         self._report.kept_as = done.kept_as
         self._report.window_ms = None if done.window is None else round(done.window * 1000, 1)
         history.record(
             self._settings.backup_dir,
-            what="restore",
-            database=self._manifest.database,
+            "restore",
+            self._manifest.database,
+            dump_bytes=self._manifest.dump.bytes,
             **self._report.__dict__,
         )
         self._entry.done(**self._report.__dict__)
@@ -243,11 +287,11 @@ class Restoration:
     @property
     def source(self) -> Source:
         """The copy that is read, once `verify` has chosen it."""
-        return Source(self._settings, self._copy.store, self._manifest, self._key)
+        return Source(self._settings, self._read_from, self._manifest, self._key)
 
     @property
     def _manifest(self) -> Manifest:
-        return self._backup.manifest
+        return self._chosen or self._backup.manifest
 
     @contextmanager
     def _noted(self) -> Iterator[Entry]:
@@ -257,65 +301,3 @@ class Restoration:
         with audited(folder, "restore", of.database, of.backup, target=where, mode=self._wish.mode) as entry:
             entry.failed("it ended before the swap; the target is as it was")
             yield entry
-
-    @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._report.seconds[step] = round(time.monotonic() - began, 3)
-
-
-def _found(settings: Settings, wish: Wish) -> tuple[Backup, list[str]]:
-    """The backup that is wished for, and newer ones that would have been it, but cannot be used: why not.
-
-    A safety backup holds the state that a restore was to undo, so it is restored only where it is asked for
-    by name.
-    """
-    if wish.backup != "latest":
-        if wish.as_of is not None:
-            raise GuardRefused(
-                "a backup and a time were both given", hint="leave out one of them: --as-of finds the backup"
-            )
-        found = find(settings, wish.backup)
-        if wish.database not in (None, found.id.database):
-            raise GuardRefused(
-                f"{found.id} is a backup of {found.id.database}, and not of {wish.database}",
-                hint="leave out --database; --target-database says where to",
-            )
-        return found, []
-    catalog = Catalog(open_stores(settings))
-    database, passed_over = _whose(settings, catalog, wish), list[str]()
-    for found in catalog.newest_first(database, usable=False):
-        if wish.as_of is not None and found.id.time > wish.as_of:
-            continue
-        if not any(not copy.fault for copy in found.copies):
-            passed_over.append(f"{found.id}: {'; '.join(copy.fault for copy in found.copies)}")
-        elif found.manifest.is_of_a_night:
-            return found, passed_over
-    when = f" from {wish.as_of:%Y-%m-%d %H:%M:%S %Z} or before" if wish.as_of else ""
-    raise BackupNotFound(
-        f"there is no usable backup of {database}{when} in {catalog.places}",
-        hint="backup-dag list shows what there is; a safety backup is restored by its id",
-    )
-
-
-def _whose(settings: Settings, catalog: Catalog, wish: Wish) -> str:
-    """Whose backups are meant: as wished, else the one configured database's, else the only one's there is.
-
-    Raises GuardRefused where several could be meant.
-    """
-    if wish.database:
-        return wish.database
-    there = {backup.database for backup in catalog.survey().ids}
-    ours = there & {database.name for database in configured(settings)}
-    names = sorted(ours if len(ours) == 1 else there)
-    if len(names) > 1:
-        raise GuardRefused(
-            f"there are backups of several databases: {', '.join(names)}", hint="choose one with --database"
-        )
-    if not names:
-        raise BackupNotFound(
-            f"there is no backup in {catalog.places}",
-            hint="see BACKUP_DIR and AWS_S3_BUCKET; backup-dag list shows what there is",
-        )
-    return names[0]

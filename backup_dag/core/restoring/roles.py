@@ -4,30 +4,40 @@ A role that is there already is never altered: it may have changed for good reas
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from backup_dag.core.errors import DatabaseError
+from backup_dag.core.errors import DatabaseError, IntegrityError
 from backup_dag.core.key import Key
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.postgres import Session, quoted
+from backup_dag.core.postgres import Session
 from backup_dag.core.reading import read_back
 from backup_dag.core.settings import Settings
+from backup_dag.core.sql import quoted
 from backup_dag.core.stages.checksum import compare
 from backup_dag.core.stages.dump import PROPERTIES
 from backup_dag.core.store.base import Store
 from backup_dag.core.work import reading_directory
 
-_NAME = r"""(?:"(?:[^"]|"")*"|[^\s;"]+)"""
-_REST = r"""(?:[^;'"]|'(?:[^']|'')*'|"(?:[^"]|"")*")*;"""
-_STATEMENT = re.compile(
-    rf"^(?:(?:CREATE|ALTER|COMMENT ON) ROLE (?P<role>{_NAME})"
-    rf"|GRANT (?P<granted>{_NAME}) TO (?P<member>{_NAME})){_REST}",
-    re.MULTILINE,
+_NAME = r"""(?:"(?:[^"]++|"")*+"|[^\s;"]++)"""
+_PIECE = re.compile(
+    r"""--[^\n]*+|\\[^\n]*+|'(?:[^']++|'')*+'|"(?:[^"]++|"")*+"|;|[^;'"\\-]++|-""",
 )
-_ABOVE = re.compile(r"^ALTER ROLE .* WITH (?:[A-Z]+ )*(?:SUPERUSER|REPLICATION|BYPASSRLS)\b", re.DOTALL)
-_BELOW = re.compile(r" NO(?:SUPERUSER|REPLICATION|BYPASSRLS)\b")
+"""What a text of pg_dumpall's is made of: comments, psql's own commands, quoted text, the ends of statements,
+and all else. Quotes within quotes are doubled there, and nothing else escapes one."""
+_STATEMENT = re.compile(
+    rf"(?:(?:CREATE|ALTER|COMMENT ON) ROLE (?P<role>{_NAME})"
+    rf"|GRANT (?P<granted>{_NAME}) TO (?P<member>{_NAME})).*;",
+    re.DOTALL,
+)
+_APPLICATIONS = re.compile(
+    r'ALTER DATABASE "(?:[^"]++|"")*+" SET ((?:"(?:[^"]++|"")*+"\.)++"(?:[^"]++|"")*+" TO .*)', re.DOTALL
+)
+_RIGHTS = "SUPERUSER|REPLICATION|BYPASSRLS"
+_ABOVE = re.compile(rf"ALTER ROLE {_NAME} WITH (?:(?!{_RIGHTS})[A-Z]++ )*+(?:{_RIGHTS})\b")
+_BELOW = re.compile(rf" NO(?:{_RIGHTS})\b")
 _GRANTOR = re.compile(rf" GRANTED BY {_NAME}(?=;$)")
 
 
@@ -38,11 +48,15 @@ class Roles:
     text: str = field(repr=False)
     about_database: str = field(default="", repr=False)
 
+    @cached_property
+    def _statements(self) -> list["re.Match[str]"]:
+        """Those that are about roles."""
+        return [match for each in _statements(self.text) if (match := _STATEMENT.fullmatch(each))]
+
     @property
     def names(self) -> list[str]:
         """Every role in it."""
-        made = (match for match in _STATEMENT.finditer(self.text) if match[0].startswith("CREATE"))
-        return [_unquoted(match["role"]) for match in made]
+        return [_unquoted(match["role"]) for match in self._statements if match[0].startswith("CREATE")]
 
     def lacking(self, session: Session) -> list[str]:
         """Those that the server lacks."""
@@ -52,7 +66,7 @@ class Roles:
     def superusers(self, session: Session) -> list[str]:
         """Those of the lacking ones that have a right which only a superuser can give."""
         lacking = set(self.lacking(session))
-        above = (match for match in _STATEMENT.finditer(self.text) if _ABOVE.search(match[0]))
+        above = (match for match in self._statements if _ABOVE.match(match[0]))
         return sorted(lacking & {_unquoted(match["role"]) for match in above if match["role"]})
 
     def making(self, wanted: Iterable[str], *, superuser: bool) -> list[str]:
@@ -64,7 +78,7 @@ class Roles:
         return [
             # whoever granted it need not be there, nor may we speak for them
             _GRANTOR.sub("", match[0] if superuser else _without_what_is_above(match))
-            for match in _STATEMENT.finditer(self.text)
+            for match in self._statements
             if chosen & {_unquoted(name) for name in match.groups() if name}
         ]
 
@@ -77,14 +91,67 @@ def give_properties(session: Session, roles: Roles) -> None:
                 session.rows(*row.values())
 
 
+def give_application_settings(session: Session, roles: Roles, name: str) -> None:
+    """Gives a database called `name` the settings of an application's own (`app.tenant`) that the backup's
+    had: its constraints may ask for them while rows are loaded. One that we may not give is passed over."""
+    for question in roles.about_database.split("\n\\gexec\n"):
+        before, found, _ = question.rpartition(" WHERE EXISTS (SELECT FROM pg_database")
+        _, _, asked = before.partition("SELECT ")
+        for row in session.rows(f"SELECT {asked}") if found and asked else ():
+            if said := _APPLICATIONS.fullmatch(*row.values()):
+                with suppress(DatabaseError):
+                    session.rows(f"ALTER DATABASE {quoted(name)} SET {said[1]}")
+
+
 def read_roles(settings: Settings, store: Store, manifest: Manifest, key: Key) -> Roles:
     """The roles of a backup, read from one copy of it. Raises IntegrityError and what a store raises."""
-    text = _Text()
+    text, where = _Text(), store.address(manifest.globals.name)
     with reading_directory(settings.backup_dir) as work:
         _, encrypted = read_back(store, manifest.globals, text, key, work)
-    compare(store.address(manifest.globals.name), manifest.globals, encrypted.seen())
-    said, _, properties = bytes(text.content).partition(PROPERTIES.encode())
-    return Roles(_decoded(said), _decoded(properties))
+    compare(where, manifest.globals, encrypted.seen())
+    return roles_in(bytes(text.content), where)
+
+
+def roles_in(text: bytes, where: str) -> Roles:
+    """The roles, and what is said of the database, in the text of a globals file, which lies there.
+
+    Where these are told apart, quotes are heeded: anyone may set a setting of their own role to a text that
+    looks like the line between them. Raises IntegrityError where it is no text.
+    """
+    mark = PROPERTIES.encode()
+    at = next((at for at in _outside_quotes(text) if text.startswith(mark, at - 1)), len(text) + 1) - 1
+    try:
+        return Roles(_decoded(text[:at]), _decoded(text[at + len(mark) :]))
+    except UnicodeDecodeError as error:
+        raise IntegrityError(
+            f"{where} holds no text: {error.reason} at byte {error.start:,}",
+            hint="use another copy, or another backup; or make the roles yourself",
+        ) from None
+
+
+def _outside_quotes(text: bytes) -> Iterator[int]:
+    """Where comments begin. Server encodings have no quote within a longer character."""
+    for piece in _pieces(text.decode("latin-1")):
+        if piece[0].startswith("--"):
+            yield piece.start()
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Each statement, up to its semicolon. What follows a quote that has no end is none."""
+    begin: int | None = None
+    for piece in _pieces(text):
+        if begin is None and not piece[0].startswith(("--", "\\")) and piece[0].strip():
+            begin = piece.end() - len(piece[0].lstrip())
+        if piece[0] == ";" and begin is not None:
+            yield text[begin : piece.end()]
+            begin = None
+
+
+def _pieces(text: str) -> Iterator["re.Match[str]"]:
+    at = 0
+    while piece := _PIECE.match(text, at):
+        yield piece
+        at = piece.end()
 
 
 def _decoded(text: bytes) -> str:
@@ -126,9 +193,9 @@ def drop_created(session: Session, names: Iterable[str]) -> None:
 
 def _without_what_is_above(match: "re.Match[str]") -> str:
     """An ALTER ROLE without the words that only a superuser may say, even to deny."""
-    if match["role"] is None:
+    end = match.end("role")
+    if match["role"] is None or not match[0].startswith(" WITH ", end):  # a setting's value is the user's
         return match[0]
-    end = match.end("role") - match.start()
     attributes, password, rest = match[0][end:].partition(" PASSWORD '")
     return match[0][:end] + _BELOW.sub("", attributes) + password + rest
 

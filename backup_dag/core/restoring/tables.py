@@ -14,7 +14,8 @@ from backup_dag.core.audit import audited
 from backup_dag.core.clients import Clients
 from backup_dag.core.errors import GuardRefused, IntegrityError
 from backup_dag.core.manifest import Manifest
-from backup_dag.core.postgres import Session, connected, literal, quoted
+from backup_dag.core.postgres import Session, connected
+from backup_dag.core.psql import WithoutRestriction, loading
 from backup_dag.core.reading import Source
 from backup_dag.core.restoring.asked import Asked, resolved
 from backup_dag.core.restoring.loading import loading_clients, loading_parameters
@@ -22,7 +23,8 @@ from backup_dag.core.restoring.picking import Picking
 from backup_dag.core.restoring.restore import Restoration
 from backup_dag.core.restoring.target import Target
 from backup_dag.core.settings import Settings
-from backup_dag.core.stages.dump import dumping, loading
+from backup_dag.core.sql import literal, quoted
+from backup_dag.core.stages.dump import dumping
 from backup_dag.core.stages.fingerprint import Fingerprint
 
 
@@ -159,9 +161,10 @@ def _bring_over(target: Target, aside: str, schema: str, there: Sequence[Back], 
         dumping(session.address, clients, snapshot, format="sql", options=options) as dump,
         loading(target.address, clients, parameters, all_or_nothing=True) as psql,
     ):
+        taking = WithoutRestriction(psql)
         while block := dump.read():
             fingerprint.write(block)
-            psql.write(block)
+            taking.write(block)
         found = sorted(table.rows for table in fingerprint.finish().tables.values())
         if found != sorted(each.rows for each in there):
             raise IntegrityError(

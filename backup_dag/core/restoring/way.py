@@ -1,15 +1,10 @@
 """What the ways of a restore have in common: beside the target, or in its place."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from backup_dag.core.restoring.proof import Proof
 from backup_dag.core.stream import Observer
-
-Stopwatch = Callable[[str], AbstractContextManager[None]]
-"""Notes how long a block took, under a step's name."""
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,32 @@
 Works on ciphertext, so it needs no key.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from backup_dag.core.errors import IntegrityError
-from backup_dag.core.manifest import Bytes, File
+from backup_dag.core.manifest import Bytes, File, holds_data, owner_of
+
+_LINE = re.compile(r"[0-9a-f]{64}  (?P<name>\S+)\n", re.ASCII)
 
 
 def checksum_file(files: Iterable[File]) -> str:
     """The text of a `.sha256` file, in the format of coreutils' sha256sum."""
     return "".join(f"{file.sha256}  {file.name}\n" for file in files)
+
+
+def is_listed(text: bytes, files: Sequence[File]) -> bool:
+    """Whether a `.sha256` file is that of these files. While a backup is being re-encrypted, it also lists
+    those that they take the place of, or that take theirs: other files of the same backup, each once."""
+    said, promised = text.decode(errors="replace"), checksum_file(files)
+    others = said.removesuffix(promised) if said.endswith(promised) else said.removeprefix(promised)
+    if len(others) == len(said):
+        return False
+    listed = [_LINE.fullmatch(line) for line in others.splitlines(keepends=True)]
+    names = {found["name"] for found in listed if found}
+    owners = {owner_of(file.name) for file in files}
+    ours = all(holds_data(name) and {owner_of(name)} == owners for name in names)
+    return ours and len(names) == len(listed) and names.isdisjoint(file.name for file in files)
 
 
 def compare(name: str, expected: Bytes, found: Bytes) -> None:

@@ -14,9 +14,13 @@ from backup_dag.core.errors import BackupDagError, ConfigurationError, Integrity
 from backup_dag.core.gpg import Gpg, GpgFailed, Source, agent_ended, through
 from backup_dag.core.key import CIPHER, Key
 from backup_dag.core.stream import Writer
+from backup_dag.core.work import private_folder
 
 _AES256 = ["--cipher-algo", CIPHER, "--compress-algo", "none"]
-_ITERATED = ["--s2k-cipher-algo", CIPHER, "--s2k-digest-algo", "SHA512", "--s2k-count", "65011712"]
+S2K_COUNT = "65011712"
+"""How many bytes are hashed for a key out of a passphrase: the most that OpenPGP allows, 0.1 s of a core."""
+
+_ITERATED = ["--s2k-cipher-algo", CIPHER, "--s2k-digest-algo", "SHA512", "--s2k-count", S2K_COUNT]
 _ALONE = ["--no-options", "--no-keyring", "--no-autostart", *_ITERATED]
 
 
@@ -25,7 +29,7 @@ def encrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
     """A writer whose bytes reach `sink` encrypted. Leaving the block well means that gpg exited 0.
 
     Raises:
-        BackupDagError: gpg failed; what it said is in the message.
+        BackupDagError: gpg failed; what it said is in the message. ProgramStalled: it stood still.
         Whatever the sink raised.
     """
 
@@ -46,7 +50,7 @@ def encrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
         yield sink
         return
     try:
-        with through(sink, _home(key, work), _options(key), encrypt) as writer:
+        with through(sink, _home(key, work), _options(key), encrypt, doing="encrypting") as writer:
             yield writer
     except GpgFailed as failed:
         raise BackupDagError(
@@ -63,7 +67,8 @@ def decrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
 
     Raises:
         ConfigurationError: this host lacks the secret key.
-        IntegrityError: gpg could not decrypt, or found the message changed.
+        IntegrityError: gpg could not decrypt, or found the message changed. ProgramStalled: it stood still.
+        BackupDagError: it was killed, which says nothing of the message.
         Whatever the sink raised.
     """
 
@@ -76,7 +81,7 @@ def decrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
     try:
         with (
             agent_ended(key.home) if key.home else nullcontext(),
-            through(sink, _home(key, work), _options(key), decrypt) as writer,
+            through(sink, _home(key, work), _options(key), decrypt, doing="decrypting") as writer,
         ):
             yield writer
     except GpgFailed as failed:
@@ -85,6 +90,11 @@ def decrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
                 f"this host has no secret key that opens the backup, made for {', '.join(key.fingerprints)}",
                 hint="do this where the secret key is, with BACKUP_GPG_HOME set to its keyring",
             ) from failed
+        if failed.killed:
+            raise BackupDagError(
+                f"decrypting failed: gpg was killed: {failed}",
+                hint="see who killed it (out of memory? journalctl -k), then try again",
+            ) from failed
         raise IntegrityError(
             f"decrypting failed: {failed}", hint="use another copy of this backup, or another backup"
         ) from failed
@@ -92,10 +102,7 @@ def decrypting(sink: Writer, key: Key, work: Path) -> Iterator[Writer]:
 
 def _home(key: Key, work: Path) -> Path:
     """The keyring's home; a private and empty one where no keyring is needed."""
-    home = key.home or work / "gnupg"
-    if key.home is None:
-        home.mkdir(mode=0o700, exist_ok=True)
-    return home
+    return key.home or private_folder(work / "gnupg")
 
 
 def _options(key: Key) -> list[str]:

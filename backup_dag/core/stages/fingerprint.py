@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable
 from enum import Enum, auto
 
+from pydantic import ValidationError
+
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Content, LargeObjects, Table
 from backup_dag.core.stream import Writer
@@ -28,6 +30,10 @@ _COPY = re.compile(rb"COPY ((?:%b|[^\s\"(])++) (\((?:%b|[^\")])*+\))? ?FROM stdi
 _HEADER = re.compile(rb"-- (?:Data for )?Name: ")
 _SEQUENCE = re.compile(rb"-- Name: .*; Type: SEQUENCE SET; Schema: ")
 _LARGE_OBJECTS = re.compile(rb"-- Data for Name: (?:BLOBS|[0-9.]+); Type: BLOBS; Schema: -; Owner: ")
+_AFTER_THE_ROWS = re.compile(
+    rb"-- Name: .*; Type: (?:INDEX|CONSTRAINT|FK CONSTRAINT|TRIGGER|PUBLICATION|EVENT TRIGGER|POLICY"
+    rb"|MATERIALIZED VIEW DATA); Schema: "
+)
 _UNSTEADY = (b"-- Dumped from database version ", b"-- Dumped by pg_dump version ")
 _TRAILER = b"-- PostgreSQL database dump complete\n"
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']++|'')*+)', (-?\d+), (true|false)\);\n")
@@ -80,6 +86,8 @@ class Fingerprint:
         self._large_objects = hashlib.sha256()
         self._large_object_count = 0
         self._complete = False
+        self.after_the_rows = False
+        """Whether what pg_dump writes after the last rows has begun: indexes, constraints, triggers."""
 
     def write(self, data: bytes) -> None:
         data = self._held + data if self._held else data
@@ -90,7 +98,8 @@ class Fingerprint:
         self._held = data[at:]
 
     def finish(self) -> Content:
-        """The content. Raises IntegrityError where the dump ended before its own last line."""
+        """The content. Raises IntegrityError where the dump ended before its own last line, or names what it
+        holds in a way that is not pg_dump's."""
         if not self._complete or self._held or self._quote or self._rows:
             raise IntegrityError(
                 "the dump ends in the middle: pg_dump's closing line is missing",
@@ -106,13 +115,20 @@ class Fingerprint:
             objects.model_dump(),
             schema,
         )
-        return Content(
-            tables=tables,
-            sequences=sequences,
-            large_objects=objects,
-            schema_sha256=schema,
-            sha256=hashlib.sha256(json.dumps(everything).encode()).hexdigest(),
-        )
+        try:
+            return Content(
+                tables=tables,
+                sequences=sequences,
+                large_objects=objects,
+                schema_sha256=schema,
+                sha256=hashlib.sha256(json.dumps(everything).encode()).hexdigest(),
+            )
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][1])[:100]
+            raise IntegrityError(
+                f"the dump names a table or a sequence as pg_dump never does: {name!r}",
+                hint="use another backup; see what wrote this one",
+            ) from None
 
     def _read_rows(self, data: bytes, at: int) -> int:
         """Reads rows up to their end, or as far as is certain. `at` is the line break before them."""
@@ -169,6 +185,7 @@ class Fingerprint:
             return token.end()
         self._end_of_sequences()
         self._section = _section_of(word)
+        self.after_the_rows = self.after_the_rows or _AFTER_THE_ROWS.match(word) is not None
         return token.start()
 
     def _take(self, data: bytes, start: int, end: int, *, copy: bool = False) -> None:

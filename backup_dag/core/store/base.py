@@ -9,6 +9,9 @@ from typing import Protocol
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.stream import Observer, Writer
 
+PROBE = ".probe"
+"""What an attempt to write is called in a bucket; one that was cut short may stay until the next."""
+
 FOREVER = datetime.max.replace(tzinfo=UTC)
 """The end of a lock that has none."""
 
@@ -46,7 +49,7 @@ class Store(Protocol):
     """A flat folder of files.
 
     * A file is there whole or not at all; a `put` that fails leaves nothing, a second one of the same
-      bytes is no error, one of other bytes is refused and changes nothing.
+      bytes is no error, one of other bytes is refused and changes nothing (`replace` is for that).
     * `put` returns once the bytes are durable and have been compared with `expected`.
     * Listings are complete, and come in the order of names.
     * Errors are StoreError or StoreUnreachable; IntegrityError where bytes differ; BackupNotFound
@@ -59,12 +62,23 @@ class Store(Protocol):
         """Where a file is, as a person would type it: a path, or s3://…"""
         ...
 
+    @property
+    def host(self) -> str:
+        """The host that serves it; "" for a folder of this machine."""
+        ...
+
     def list(self, beginning: str = "") -> Iterator[Listed]:
         """The files whose names begin so."""
         ...
 
     def put(self, source: Path, name: str, expected: Bytes, observer: Observer | None = None) -> Stored:
         """Stores a file. The source may be gone afterwards."""
+        ...
+
+    def replace(self, source: Path, name: str, expected: Bytes) -> None:
+        """Stores a small file, in place of an older one of that name: whoever reads it meanwhile has the one
+        or the other, whole. It is `put` in all else. Only for what describes a backup, and never for its
+        data."""
         ...
 
     def put_note(self, name: str, text: str) -> None:
@@ -86,7 +100,11 @@ class Store(Protocol):
 
     def locked_until(self, name: str) -> datetime | None:
         """Until when the store protects a file from being removed: FOREVER for a lock without an end, None
-        where there is no lock, it has ended, or there is no such file."""
+        where there is no lock, it has ended, or there is no such file; or this user may not see it."""
+        ...
+
+    def shows_locks(self, name: str) -> bool:
+        """Whether this user may see a file's lock, if there is one."""
         ...
 
     def unfinished(self, beginning: str = "") -> Iterator[Upload]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError
 from backup_dag.core.manifest import Bytes
+from backup_dag.core.private import make_private
 from backup_dag.core.store.base import Listed, Stored, Upload
 from backup_dag.core.stream import BLOCK, Observer, Writer
-from backup_dag.core.work import disk_error
+from backup_dag.core.work import NOTE, disk_error
 
 
 class LocalStore:
@@ -26,6 +27,10 @@ class LocalStore:
 
     def address(self, name: str = "") -> str:
         return str(self.folder / name) if name else str(self.folder)
+
+    @property
+    def host(self) -> str:
+        return ""
 
     def list(self, beginning: str = "") -> Iterator[Listed]:
         with self._explained("listing", ""):
@@ -42,24 +47,32 @@ class LocalStore:
         """Moves a file of the same file system into place: durable first, then named, never over another."""
         target = self.folder / name
         with self._explained("writing", name):
-            if _digest(source) != expected.sha256:
-                raise IntegrityError(
-                    f"{source} is not what its manifest promises; it was not stored",
-                    hint="it changed right after it was written: check the disk and the memory",
-                )
+            self._hold_to(source, expected)
             _sync(source)
+            if not _named(source, target):
+                return self._already_there(target, expected)
             try:
-                os.link(source, target)
-            except OSError as error:
-                if error.errno == EEXIST:
-                    return self._already_there(target, expected)
-                if target.exists():
-                    raise
-                source.rename(target)  # a file system without hard links
-            else:
-                source.unlink()
-            _sync(self.folder)
+                source.unlink(missing_ok=True)
+                _sync(self.folder)
+            except BaseException:
+                with suppress(OSError):  # whoever put it is told that it is not there
+                    target.unlink()
+                raise
         return Stored(str(target))
+
+    def replace(self, source: Path, name: str, expected: Bytes) -> None:
+        with self._explained("replacing", name):
+            self._hold_to(source, expected)
+            _sync(source)
+            source.replace(self.folder / name)
+            _sync(self.folder)
+
+    def _hold_to(self, source: Path, expected: Bytes) -> None:
+        if _digest(source) != expected.sha256:
+            raise IntegrityError(
+                f"{source} is not what its manifest promises; it was not stored",
+                hint="it changed right after it was written: check the disk and the memory",
+            )
 
     def _already_there(self, target: Path, expected: Bytes) -> Stored:
         if _digest(target) != expected.sha256:
@@ -71,8 +84,8 @@ class LocalStore:
 
     def put_note(self, name: str, text: str) -> None:
         with self._explained("writing", name):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".note-", delete=False) as file:
+            make_private(self.folder)
+            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=NOTE, delete=False) as file:
                 note = Path(file.name)
             try:
                 note.write_text(text)
@@ -106,6 +119,9 @@ class LocalStore:
     def locked_until(self, name: str) -> datetime | None:
         return None
 
+    def shows_locks(self, name: str) -> bool:
+        return True
+
     def unfinished(self, beginning: str = "") -> Iterator[Upload]:
         yield from ()  # what is being written lies in a run's work directory, which the next run sweeps
 
@@ -130,6 +146,20 @@ class LocalStore:
             yield
         except OSError as error:
             raise disk_error(f"{doing} {self.folder / name}", error) from error
+
+
+def _named(source: Path, target: Path) -> bool:
+    """Gives a file another name too, or, where the file system has no hard links, instead. False: there is a
+    file of that name."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno == EEXIST:
+            return False
+        if target.exists():
+            raise
+        source.rename(target)
+    return True
 
 
 def _digest(path: Path) -> str:

@@ -6,7 +6,7 @@ So a manifest that is there vouches for files that are there. Removal goes the o
 from contextlib import suppress
 from pathlib import Path
 
-from backup_dag.core.errors import BackupDagError
+from backup_dag.core.errors import BackupDagError, IntegrityError
 from backup_dag.core.manifest import Bytes, Manifest
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.stream import Hashing, Observer
@@ -18,20 +18,37 @@ def publish(
     """Puts every file of a backup, found in `folder`, into a store; returns where each is now.
 
     Where one cannot be put, those that this call brought there are taken away again, and the error
-    is raised: the store has the whole backup or nothing of it.
+    is raised: the store has the whole backup or nothing of it. It has the whole where the manifest came to be
+    there although putting it failed, as when the answer to it was lost.
     """
-    promised = {file.name: Bytes(bytes=file.bytes, sha256=file.sha256) for file in manifest.files}
+    promised = {file.name: file.measured for file in manifest.files}
     stored: dict[str, Stored] = {}
     try:
         for name in manifest.names:
             expected = promised.get(name) or _measured(folder / name)
             stored[name] = store.put(folder / name, name, expected, observer)
-    except BaseException:
+    except BaseException as error:
+        only_the_manifest_failed = len(stored) == len(manifest.names) - 1
+        if (
+            only_the_manifest_failed
+            and not isinstance(error, IntegrityError)
+            and _may_be_there(store, manifest)
+        ):
+            raise
         for name in reversed([name for name, put in stored.items() if put.new]):
             with suppress(BackupDagError):
                 store.remove(name)
         raise
     return stored
+
+
+def _may_be_there(store: Store, manifest: Manifest) -> bool:
+    """Whether the store has the manifest, or nobody can tell: then it may vouch for the other files."""
+    name = manifest.names[-1]
+    try:
+        return any(listed.name == name for listed in store.list(name))
+    except BackupDagError:
+        return True
 
 
 def _measured(path: Path) -> Bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -20,6 +21,7 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from s3transfer.exceptions import RetriesExceededError
 
 from backup_dag.core.errors import (
     BackupDagError,
@@ -31,12 +33,15 @@ from backup_dag.core.errors import (
 )
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import FOREVER, Listed, Stored, Upload
+from backup_dag.core.store.base import FOREVER, PROBE, Listed, Stored, Upload
 from backup_dag.core.stream import BLOCK, Hashing, Meter, Observer, Writer
 
 _SMALLEST_PART = 8 * BLOCK
 _MOST_PARTS = 10_000  # S3's limit for one object (Amazon S3 User Guide, "multipart upload limits")
 _AT_A_TIME = 4
+_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 10, 60
+_MOST_TRIES, _SHORTEST_TRY = 5, 12  # seconds
+_MOST_TRIES_TO_READ = 3  # a part of an object, with _MOST_TRIES each
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _DENIED = {"AccessDenied", "403"}
 _MAY_NOT_REMOVE = (
@@ -60,11 +65,25 @@ def connect(settings: Settings) -> Any:
             "s3",
             region_name=settings.aws_default_region,
             endpoint_url=settings.aws_endpoint_url_s3,
-            config=Config(
-                connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5}
-            ),
+            config=bounded(settings),
         )
     )
+
+
+def bounded(settings: Settings) -> Config:
+    """How a call is made that may never get an answer: all its tries take about BACKUP_STALL_SECONDS."""
+    tries = _tries(settings)
+    seconds = min(_SECONDS_TO_ANSWER, settings.backup_stall_seconds / tries)
+    return Config(
+        connect_timeout=min(_SECONDS_TO_CONNECT, seconds),
+        read_timeout=seconds,
+        retries={"mode": "standard", "total_max_attempts": tries},
+    )
+
+
+def _tries(settings: Settings) -> int:
+    """Fewer, where there is not the time for all of them."""
+    return max(1, min(_MOST_TRIES, settings.backup_stall_seconds // _SHORTEST_TRY))
 
 
 def client_from(make: Callable[[], Any]) -> Any:
@@ -101,6 +120,10 @@ class S3Store:
     def address(self, name: str = "") -> str:
         return f"s3://{self._bucket}/{self._prefix}{name}"
 
+    @property
+    def host(self) -> str:
+        return urlsplit(str(self._s3.meta.endpoint_url)).hostname or ""
+
     def list(self, beginning: str = "") -> Iterator[Listed]:
         with self._explained(f"listing {self.address()}"):
             pages = self._s3.get_paginator("list_objects_v2").paginate(
@@ -113,17 +136,23 @@ class S3Store:
 
     def put(self, source: Path, name: str, expected: Bytes, observer: Observer | None = None) -> Stored:
         """Uploads in parts sized for the file; counts only once the server's checksum is ours."""
-        digests = _digests(source)
-        if digests.whole != expected:
-            raise IntegrityError(
-                f"{source} is not what its manifest promises; it was not uploaded",
-                hint="the local copy has changed since it was made: check the disk, and verify other backups",
-            )
+        digests = _expected(source, expected)
         new = self._head(name) is None
         if new:
             self._abort_unfinished(name)
-            self._upload(source, name, digests, observer)
+            try:
+                self._upload(source, name, digests, observer)
+            except StoreError:  # the answer may be all that was lost
+                with suppress(BackupDagError):
+                    return Stored(self.address(name), new, self._read_back(name, digests))
+                raise
+            return Stored(self.address(name), new, self._read_back_what_is_ours(name, digests))
         return Stored(self.address(name), new, self._read_back(name, digests))
+
+    def replace(self, source: Path, name: str, expected: Bytes) -> None:
+        digests = _expected(source, expected)
+        self._upload(source, name, digests, None)
+        self._read_back(name, digests)
 
     def _upload(self, source: Path, name: str, digests: _Digests, observer: Observer | None) -> None:
         with self._explained(f"uploading {self.address(name)}"):
@@ -175,6 +204,17 @@ class S3Store:
         details = {"etag": head.get("ETag", "").strip('"'), "version_id": head.get("VersionId", "")}
         return {key: value for key, value in details.items() if value}
 
+    def _read_back_what_is_ours(self, name: str, digests: _Digests) -> dict[str, str]:
+        """The same right after an upload: where other bytes came to be there, they are ours to remove."""
+        try:
+            return self._read_back(name, digests)
+        except IntegrityError as error:
+            self.remove(name)
+            raise StoreError(
+                f"{self.address(name)} did not hold what was uploaded, and was removed again",
+                hint="run it again; where it happens again, see the network and the store",
+            ) from error
+
     def _whole(self, name: str) -> Bytes:
         hashing = Hashing()
         self.fetch(name, hashing)
@@ -222,10 +262,19 @@ class S3Store:
         guarded = _Sink(sink)
         try:
             with self._explained(f"reading {self.address(name)}"):
-                self._s3.download_fileobj(self._bucket, self._prefix + name, guarded)
+                self._s3.download_fileobj(
+                    self._bucket, self._prefix + name, guarded, Config=self._downloading()
+                )
         finally:
             if guarded.error:  # the transfer manager has words of its own for it, or none
                 raise guarded.error from None
+
+    def _downloading(self) -> TransferConfig:
+        tries = min(_MOST_TRIES_TO_READ, _tries(self._settings))
+        config = TransferConfig(num_download_attempts=tries, max_concurrency=_AT_A_TIME)
+        # of 8 MiB each, that wait for their turn; else ten of them
+        config.max_in_memory_download_chunks = _AT_A_TIME
+        return config
 
     def read(self, name: str) -> bytes:
         with self._explained(f"reading {self.address(name)}"):
@@ -244,8 +293,16 @@ class S3Store:
         until: datetime | None = head.get("ObjectLockRetainUntilDate")
         return until.astimezone(UTC) if until and until > datetime.now(UTC) else None
 
+    def shows_locks(self, name: str) -> bool:
+        with self._explained(f"asking for the lock of {self.address(name)}"):
+            try:
+                self._s3.get_object_retention(Bucket=self._bucket, Key=self._prefix + name)
+            except ClientError as error:  # also where there is none: that is seen
+                return error.response["Error"].get("Code", "") not in _DENIED
+        return True
+
     def probe(self) -> bool:
-        name, text = ".probe", "write, read, remove"
+        name, text = PROBE, "write, read, remove"
         self.put_note(name, text)
         if self.read(name) != text.encode():
             raise StoreError(f"{self.address(name)} gave back other bytes than were written")
@@ -272,6 +329,8 @@ class S3Store:
                 f"{doing} failed: {' '.join(str(error).split())}",
                 hint="see AWS_S3_BUCKET (a bucket's name alone) and BACKUP_S3_PREFIX",
             ) from error
+        except RetriesExceededError as error:  # of a download, that broke off or stood still each time
+            raise _in_our_words(doing, error.last_exception, denied) from error
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _in_our_words(doing, error, denied) from error
 
@@ -294,6 +353,17 @@ class _Sink:
 def part_size(size: int) -> int:
     """Bytes a part for an object of `size` bytes: whole MiB, at least 8, so that 10,000 parts suffice."""
     return max(_SMALLEST_PART, -(-size // _MOST_PARTS // BLOCK) * BLOCK)
+
+
+def _expected(source: Path, expected: Bytes) -> _Digests:
+    """A file's digests. Raises IntegrityError where it is not what was expected."""
+    digests = _digests(source)
+    if digests.whole != expected:
+        raise IntegrityError(
+            f"{source} is not what its manifest promises; it was not uploaded",
+            hint="the local copy has changed since it was made: check the disk, and verify other backups",
+        )
+    return digests
 
 
 def _digests(source: Path) -> _Digests:
@@ -319,7 +389,7 @@ def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _in_our_words(doing: str, error: Exception, denied: str) -> BackupDagError:
+def _in_our_words(doing: str, error: BaseException, denied: str) -> BackupDagError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ClientError):
         cause = cause.__cause__ or cause.__context__

@@ -6,7 +6,6 @@ them, and what to do, in this order, in plain text. It never holds a secret.
 
 import re
 import socket
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from backup_dag.core.catalog import Backup, Catalog
 from backup_dag.core.errors import BackupDagError, ConfigurationError, DeliveryFailed
 from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings
-from backup_dag.core.watching.delivery import SECONDS_IN_ALL, Call, Message, Outcome, receivers, tell
+from backup_dag.core.watching.delivery import Call, Message, Outcome, receivers, tell
 
 Kind = Literal[
     "failed",
@@ -37,6 +36,10 @@ Kind = Literal[
     "missed",
     "unverified",
     "damaged",
+    "unproven",
+    "own check",
+    "drill broke",
+    "drill overdue",
     "not off-site",
     "out of reach",
     "size",
@@ -52,6 +55,10 @@ _HEADLINES: dict[Kind, str] = {
     "missed": "a night was MISSED",
     "unverified": "the latest backup is NOT VERIFIED",
     "damaged": "a backup is DAMAGED",
+    "unproven": "a backup is NOT PROVEN",
+    "own check": "a check of your own FAILED",
+    "drill broke": "a drill BROKE",
+    "drill overdue": "no backup was PROVEN lately",
     "not off-site": "the latest backup is NOT OFF-SITE",
     "out of reach": "a place of backups is OUT OF REACH",
     "size": "a backup's SIZE is out of line",
@@ -165,13 +172,7 @@ def heartbeat(settings: Settings, database: str) -> None:
         return
     url = settings.backup_heartbeat_url.get_secret_value().replace("{database}", quote(database, safe=""))
     host = heartbeat_host(settings)
-    call = Call(lambda: _pinged(url))
-    reason = (
-        call.result
-        if call.ended_by(time.monotonic() + SECONDS_IN_ALL)
-        else f"no end of it within {SECONDS_IN_ALL:.0f} s"
-    )
-    if reason:
+    if reason := Call(lambda: _pinged(url)).outcome():
         raise DeliveryFailed(
             f"the heartbeat of {database} did not reach {host}: {reason}",
             hint="see BACKUP_HEARTBEAT_URL, and the service, which alarms until one arrives",

@@ -5,16 +5,19 @@ would have to say that does not answer is not known, and is not taken for bad.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import islice
 
-from backup_dag.core import nights
+from backup_dag.core import history, nights
 from backup_dag.core.catalog import Backup, Catalog
-from backup_dag.core.errors import BackupDagError, ConfigurationError, DiskError
+from backup_dag.core.errors import BackupDagError, ConfigurationError, DiskError, StoreError
 from backup_dag.core.in_words import length
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.known import served_as_newest, taken_away
+from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
+from backup_dag.core.store.base import Store
 from backup_dag.core.watching.alerts import Kind
 from backup_dag.core.watching.usual import NIGHTS, judged
 
@@ -66,11 +69,14 @@ def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime)
     Raises StoreError, DiskError: no store could be asked, so nothing is known.
     """
     found = _recent(catalog, database, now)
-    known = [backup for backup in found if _manifest(backup) and backup.id.time <= now + nights.CLOCKS_APART]
+    known = [
+        backup for backup in found if backup.manifest_or_none and backup.id.time <= now + nights.CLOCKS_APART
+    ]
     yield from _overdue(settings, catalog, found, known, database, now)
     yield from _ahead(found, database, now)
-    for backup in found:
-        yield from _damaged(backup, database)
+    yield from _undrilled(settings, catalog, database, now)
+    yield from losses(settings, catalog, found, database, now)
+    yield from failed_checks(settings, database)
     for latest in known[:1]:
         yield from _odd_in_size(settings, latest, known[1:], database)
     if not catalog.away:  # else the other store may have it
@@ -78,6 +84,28 @@ def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime)
         yield from _off_site(settings, known, database, now)
         for day in nights.missed(settings, _days(found), now).lost:
             yield _lost(settings, database, str(day), nights.night(settings, day).ends)
+
+
+def losses(
+    settings: Settings, catalog: Catalog, found: Sequence[Backup], database: str, now: datetime
+) -> Iterator[Concern]:
+    """What was stored and is not there any more, or not as it was: of the `recent` ones, and of all that
+    drills found out here."""
+    damaged = [concern for backup in found for concern in _damaged(backup, database)]
+    yield from damaged
+    yield from _found_out(settings, catalog, database, {concern.key for concern in damaged})
+    for store in catalog.stores:
+        if store.label != "local" and store.label not in catalog.away:
+            yield from _taken_away(settings, store, found, database, now)
+
+
+def failed_checks(settings: Settings, database: str) -> Iterator[Concern]:
+    """What the user's own checks said of the last drill here."""
+    for last in history.drills(settings.backup_dir, database)[-1:]:
+        for name, said in last.failed.items():
+            happened = f"{last.backup} is proven, and your own check {name} of it failed: {said}"
+            advice = "see what it asks for, and whether the database is as it should be; then drill again"
+            yield Concern("own check", database, name, happened, last.time, advice, backup=last.backup)
 
 
 def out_of_reach(away: Mapping[str, BackupDagError], now: datetime) -> Iterator[Concern]:
@@ -114,12 +142,16 @@ def missed_nights(settings: Settings, database: str, catalog: Catalog, now: date
 
 
 def _recent(catalog: Catalog, database: str, now: datetime) -> list[Backup]:
+    return recent(catalog.newest_first(database, usable=False), now)
+
+
+def recent(newest_first: Iterable[Backup], now: datetime) -> list[Backup]:
     """The nights of the last week, one more, and at least as many as sizes are compared with; those whose
     manifests nobody can read among them."""
     found: list[Backup] = []
     since = now - nights.LOOK_BACK - _A_DAY
-    for backup in islice(catalog.newest_first(database, usable=False), _MOST):
-        manifest = _manifest(backup)
+    for backup in islice(newest_first, _MOST):
+        manifest = backup.manifest_or_none
         if manifest is None or manifest.is_of_a_night:
             found.append(backup)
         if len(found) > NIGHTS and backup.id.time < since:
@@ -127,12 +159,8 @@ def _recent(catalog: Catalog, database: str, now: datetime) -> list[Backup]:
     return found
 
 
-def _manifest(backup: Backup) -> Manifest | None:
-    return next((copy.manifest for copy in backup.copies if copy.manifest), None)
-
-
 def _days(known: Iterable[Backup]) -> set[date]:
-    return {manifest.partition_day for manifest in map(_manifest, known) if manifest}
+    return {backup.manifest.partition_day for backup in known if backup.manifest_or_none}
 
 
 def _overdue(
@@ -202,6 +230,9 @@ def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
     for copy in backup.copies:
         verdict = copy.verdict if copy.verdict and not copy.verdict.passed else None
         if copy.fault or verdict:
+            if verdict and not copy.fault and verdict.level == "restore":
+                yield _unproven(database, str(backup.id), copy.store.label, verdict.faults, verdict.time)
+                continue
             why = copy.fault or "; ".join(verdict.faults if verdict else ())
             yield Concern(
                 "damaged",
@@ -212,6 +243,35 @@ def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
                 KEEP_THE_OTHER,
                 backup=str(backup.id),
             )
+
+
+def _found_out(settings: Settings, catalog: Catalog, database: str, told: set[str]) -> Iterator[Concern]:
+    """What this host's drills found out, and stands beside no copy that is looked at: of an older backup, or
+    where the store may only be read."""
+    last_of = {(each.backup, each.store): each for each in history.drills(settings.backup_dir, database)}
+    for each in last_of.values():
+        if each.faults and _stands(catalog, each):
+            concern = _unproven(database, each.backup, each.store, each.faults, each.time)
+            if concern.key not in told:
+                yield concern
+
+
+def _stands(catalog: Catalog, drilled: history.Drilled) -> bool:
+    """Whether the copy is still there, and nobody has proven it since."""
+    backup = BackupId.parse(drilled.backup)
+    if backup is None:
+        return False
+    with suppress(BackupDagError):
+        for copy in catalog.load(backup).copies:
+            if copy.store.label == drilled.store:
+                since = copy.verdict if copy.verdict and copy.verdict.time > drilled.time else None
+                return not (since and since.passed)
+    return False
+
+
+def _unproven(database: str, backup: str, store: str, faults: Sequence[str], since: datetime) -> Concern:
+    said = f"a copy of {backup} did not come back as it was backed up: {'; '.join(faults)}"
+    return Concern("unproven", database, f"{backup} in {store}", said, since, KEEP_THE_OTHER, backup=backup)
 
 
 def _off_site(settings: Settings, known: Sequence[Backup], database: str, now: datetime) -> Iterator[Concern]:
@@ -227,6 +287,45 @@ def _off_site(settings: Settings, known: Sequence[Backup], database: str, now: d
             f"{latest.id}, the latest backup, is not in the bucket",
             latest.manifest.finished,
             "materialize s3_copy of its day, or run backup-dag backup, which makes up for it",
+        )
+
+
+def _taken_away(
+    settings: Settings, store: Store, found: Sequence[Backup], database: str, now: datetime
+) -> Iterator[Concern]:
+    """Newer backups were put there than it shows: somebody removed them, or serves an older state."""
+    until = now + nights.CLOCKS_APART
+    shown = (backup.id for backup in found if any(copy.store is store for copy in backup.copies))
+    newest = next((backup for backup in shown if backup.time <= until), None)
+    try:  # none of the last ones lies there: then the listing says what does
+        fault = (
+            served_as_newest(settings, store, database, newest)
+            if newest
+            else taken_away(settings, store, database, until)
+        )
+    except (StoreError, DiskError):  # it is out of reach: the next look says so
+        return
+    if fault:
+        advice = "see who can remove from the bucket, and its versions; make one now: backup-dag backup"
+        yield Concern("not off-site", database, "removed", fault, now, advice)
+
+
+def _undrilled(settings: Settings, catalog: Catalog, database: str, now: datetime) -> Iterator[Concern]:
+    """Nothing was restored for long, here, although drills are meant to be."""
+    longest = nights.longest_without_drill(settings)
+    if longest is None:
+        return
+    last = history.last_proof(settings.backup_dir, database)
+    since = last or min((backup.time for backup in catalog.survey(database).ids), default=now)
+    if now - since > longest:
+        what = f"for {length(now - since)}" if last else "yet, of any that there are"
+        yield Concern(
+            "drill overdue",
+            database,
+            "",
+            f"no backup of {database} was restored and proven here {what}",
+            since + longest,
+            f"backup-dag drill --database {database}; or BACKUP_DRILL=off, where another machine drills",
         )
 
 

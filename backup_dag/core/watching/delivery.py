@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 from pydantic import SecretStr
 
 from backup_dag.core.settings import Settings
+from backup_dag.core.stall import allowed
 
 if TYPE_CHECKING:
     from apprise import AppriseAsset, NotifyBase
@@ -71,15 +72,10 @@ def receivers(settings: Settings) -> list[Receiver]:
 
 
 def tell(to: Sequence[Receiver], message: Message) -> list[Outcome]:
-    """Sends to each by itself and all at a time, each a few times; returns within SECONDS_IN_ALL, about."""
+    """Sends to each by itself and all at a time, each a few times; returns within SECONDS_IN_ALL, or within
+    BACKUP_STALL_SECONDS where these are fewer, about."""
     calls = [Call(partial(_told, each, message)) for each in to]
-    deadline = time.monotonic() + SECONDS_IN_ALL
-    outcomes = []
-    for receiver, call in zip(to, calls, strict=True):
-        ended = call.ended_by(deadline)
-        reason = call.result if ended else f"no end of it within {SECONDS_IN_ALL:.0f} s"
-        outcomes.append(Outcome(receiver, reason))
-    return outcomes
+    return [Outcome(receiver, call.outcome()) for receiver, call in zip(to, calls, strict=True)]
 
 
 class Call:
@@ -91,13 +87,15 @@ class Call:
     def __init__(self, work: Callable[[], str]) -> None:
         self.result = ""
         self._work = work
+        self._seconds = min(SECONDS_IN_ALL, allowed())
+        self._deadline = time.monotonic() + self._seconds
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def ended_by(self, deadline: float) -> bool:
-        """Waits until then, by time.monotonic(), at the longest; whether it has ended."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        return not self._thread.is_alive()
+    def outcome(self) -> str:
+        """What it returned, or that its time is over, which began when it did."""
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        return f"no end of it within {self._seconds:.0f} s" if self._thread.is_alive() else self.result
 
     def _run(self) -> None:
         try:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from backup_dag.core import history
 from backup_dag.core.audit import entries
 from backup_dag.core.catalog import Backup, Catalog, open_stores, verification
 from backup_dag.core.databases import told_apart
@@ -29,7 +30,7 @@ from backup_dag.core.store.base import Store
 from backup_dag.core.work import disk_error
 
 _MOST_LOOKED_AT = 60  # backups of each database: the newest may be bad, and a proven one some weeks old
-_DURATIONS = ("backup", "verify", "restore")
+_DURATIONS = ("backup", "verify", "restore", "drill")
 _STANDINGS: dict[str, Callable[[Backup], bool]] = {
     "good": lambda backup: backup.good,
     "verified": lambda backup: any(copy.read_to_its_end for copy in backup.copies),
@@ -118,6 +119,7 @@ def _of_stores(settings: Settings) -> Iterator[Metric]:
         names |= {database.name for database in usable} | (faults.keys() - {"DATABASE_URL"})
     yield from _stock(listings, sorted(names))
     yield from _newest_ones(listings, sorted(names))
+    yield _recoveries(settings, sorted(names))
 
 
 def _stock(listings: list[_Listing], names: list[str]) -> Iterator[Metric]:
@@ -225,7 +227,20 @@ def _of_settings(settings: Settings) -> Iterator[Metric]:
     rpo.add_metric([], settings.backup_rpo.total_seconds())
     made = _gauge("metrics_timestamp_seconds", "When these numbers were collected.")
     made.add_metric([], datetime.now(UTC).timestamp())
-    yield from (rpo, made)
+    rto = _gauge("rto_target_seconds", "How long a recovery may take (BACKUP_RTO).")
+    rto.add_metric([], settings.backup_rto.total_seconds())
+    yield from (rpo, rto, made)
+
+
+def _recoveries(settings: Settings, names: list[str]) -> Metric:
+    """How long a recovery took, where a drill of this host measured one."""
+    took = _gauge(
+        "recovery_seconds", "From the copy to proven data, in the last drill on this host.", "database"
+    )
+    for name in names:
+        for last in history.timings(settings.backup_dir, name, "drill")[-1:]:
+            took.add_metric([name], last.recovery)
+    return took
 
 
 def _gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:

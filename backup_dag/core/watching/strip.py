@@ -18,9 +18,9 @@ def strip(backups: Iterable[Backup], last: date, days: int = DAYS, zone: tzinfo 
     """
     best: dict[date, str] = {}
     for backup in backups:
-        manifest = next((copy.manifest for copy in backup.copies if copy.manifest), None)
+        manifest = backup.manifest_or_none
         if manifest is None:
-            day = backup.id.time.astimezone(zone).date()
+            day = backup.id.local(zone).date()
             best[day] = min(best.get(day, NONE), FAILED, key=_ORDER.index)
         elif manifest.is_of_a_night:
             day = manifest.partition_day

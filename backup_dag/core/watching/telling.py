@@ -8,11 +8,13 @@ is full is no reason for silence.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-from pydantic import AwareDatetime, BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from backup_dag.core.errors import DeliveryFailed, DiskError
+from backup_dag.core.manifest import Moment
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Alert, deliver
 from backup_dag.core.watching.delivery import receivers
@@ -20,12 +22,13 @@ from backup_dag.core.work import disk_error, new_file, one_at_a_time
 
 _STATE = ".watch.json"
 _MOST_WAITING = 2000  # alerts; far more than there are databases
+_MOMENT = TypeAdapter[datetime](Moment)
 
 
 class Seen(BaseModel):
     """A concern that was seen before: since when, and whether it was told, or waits to be."""
 
-    first: AwareDatetime
+    first: Moment
     told: bool = False
     happened: str
     database: str | None
@@ -39,6 +42,12 @@ class Waiting(BaseModel):
     alert: Alert
     told: list[str] = []
     reason: str = ""
+
+    @field_validator("alert")
+    @classmethod
+    def _since_a_time_of_ours(cls, alert: Alert) -> Alert:
+        _MOMENT.validate_python(alert.since)
+        return alert
 
 
 class _State(BaseModel):

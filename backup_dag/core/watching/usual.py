@@ -13,7 +13,7 @@ from statistics import median
 from pydantic import TypeAdapter
 
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.manifest import Count, Manifest
 from backup_dag.core.settings import Settings
 
 NIGHTS = 7
@@ -61,14 +61,11 @@ def changes(settings: Settings, manifest: Manifest, before: Sequence[Manifest]) 
     """
     earlier = sorted(before, key=lambda each: each.snapshot_time)[-NIGHTS:]
 
-    def change(what: str, now: int, them: list[int]) -> Change:
-        middle = int(median(them)) if them else None
+    def change(what: str, now: int) -> Change:
+        middle = int(median(_sizes(each)[what] for each in earlier)) if earlier else None
         return Change(what, now, middle, settings.backup_shrink_percent, settings.backup_growth_percent)
 
-    return [
-        change("bytes of dump", manifest.dump.bytes, [each.dump.bytes for each in earlier]),
-        change("rows", manifest.content.rows, [each.content.rows for each in earlier]),
-    ]
+    return [change(what, now) for what, now in _sizes(manifest).items()]
 
 
 def judged(
@@ -109,27 +106,29 @@ def losses(settings: Settings, manifest: Manifest, others: Sequence[Manifest], w
     """
     accepted = _read(settings).get("accepted", {}).get(manifest.database, {})
 
-    def change(what: str, now: int, them: list[int]) -> Change:
-        before = min([*sorted(them)[-2:][:1], *([accepted[what]] if what in accepted else [])], default=None)
+    def change(what: str, now: int) -> Change:
+        largest = sorted(_sizes(each)[what] for each in others)[-2:]
+        before = min([*largest[:1], *([accepted[what]] if what in accepted else [])], default=None)
         percent = settings.backup_shrink_percent
         return Change(what, now, before, percent, settings.backup_growth_percent, whose)
 
-    both = [
-        change("bytes of dump", manifest.dump.bytes, [each.dump.bytes for each in others]),
-        change("rows", manifest.content.rows, [each.content.rows for each in others]),
-    ]
+    both = [change(what, now) for what, now in _sizes(manifest).items()]
     return [each for each in both if others and each.percent < 0 and not each.as_usual]
 
 
 def accept(settings: Settings, manifest: Manifest) -> None:
     """From now on its size is the usual one: somebody has looked, and said so."""
     known = _read(settings)
-    sizes = {"bytes of dump": manifest.dump.bytes, "rows": manifest.content.rows}
-    known = _keep(settings, known, "accepted", manifest.database, sizes)
+    known = _keep(settings, known, "accepted", manifest.database, _sizes(manifest))
     _keep(settings, known, "usual", manifest.database, {})
 
 
-_Known = dict[str, dict[str, dict[str, int]]]
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    """What of a backup is compared, by how it is called."""
+    return {"bytes of dump": manifest.dump.bytes, "rows": manifest.content.rows}
+
+
+_Known = dict[str, dict[str, dict[str, Count]]]
 _KNOWN = TypeAdapter(_Known)
 
 

@@ -218,7 +218,7 @@ def _ping(settings: Settings, names: Sequence[str]) -> None:
 
 def _is_well_off_site(settings: Settings, catalog: Catalog, database: str, now: datetime) -> bool:
     for latest in catalog.newest_first(database, usable=False):
-        manifest = next((copy.manifest for copy in latest.copies if copy.manifest), None)
+        manifest = latest.manifest_or_none
         if manifest is None:  # it may be the night's
             return False
         if manifest.is_of_a_night:

@@ -1,0 +1,120 @@
+"""backup-dag rekey."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import click
+
+from backup_dag import terminal
+from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document
+from backup_dag.core.audit import send_if_possible
+from backup_dag.core.catalog import open_stores
+from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused
+from backup_dag.core.in_words import size
+from backup_dag.core.rekey import Rekeyed, Rekeying
+from backup_dag.core.settings import Settings, load
+from backup_dag.core.store.base import FOREVER
+
+_KEEP_THE_OLD = (
+    "keep the old passphrase, in the settings and elsewhere, until backup-dag rekey finds nothing left to do"
+)
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--database", metavar="NAME", help="Only the backups of this database.")
+@click.option("--dry-run", is_flag=True, help="Say what would be re-encrypted; change nothing.")
+@as_json
+def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
+    """Re-encrypt every kept backup that is under another passphrase than BACKUP_ENCRYPTION_KEY.
+
+    Give the earlier passphrase in BACKUP_ENCRYPTION_OLD_KEY, or several in BACKUP_ENCRYPTION_OLD_KEYS_FILE.
+    The newest backup comes first, each in every store, streaming: no plain text touches the disk. What is new
+    is read back before what is old goes. It may be killed and started again at any time. What the bucket
+    locks stays as it is, and is named with the lock's end; then the exit code is 8.
+    """
+    settings = load()
+    done: list[Rekeyed] = []
+    with ExitStack() as bars:
+        stores = open_stores(settings)
+        rekeying = Rekeying(settings, stores, lambda what: terminal.next_progress(bars, what))
+        for each in rekeying.each(database, dry_run=dry_run):
+            bars.close()
+            done.append(each)
+            if not as_json:
+                _show(each)
+    if any(each.fate == "rekeyed" for each in done):
+        for bucket in stores[1:]:
+            send_if_possible(settings.backup_dir, bucket)
+    if as_json:
+        terminal.document(
+            {
+                "key_fingerprint": rekeying.key.fingerprints[0],
+                "dry_run": dry_run,
+                "copies": [each.document() for each in done],
+                "missed": [error_document(error) for error in rekeying.missed],
+            }
+        )
+    _end(settings, rekeying, done, database, dry_run=dry_run)
+
+
+def _show(each: Rekeyed) -> None:
+    """A line for each copy that something was done to, or should have been."""
+    under = " ".join(each.under)
+    said = {
+        "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s",
+        "due": f"{size(each.bytes)}, under {under}: would be re-encrypted",
+        "locked": f"locked {_until(each)}: it stays under {under}",
+        "failed": each.error.message if each.error else "",
+    }
+    if each.fate in said:
+        sign = "FAILED" if each.fate == "failed" else each.fate
+        terminal.show(terminal.one_line(f"{sign:<7}  {each.backup}  {each.place}  {said[each.fate]}"))
+
+
+def _until(each: Rekeyed) -> str:
+    until = each.locked_until
+    return "without an end" if until in (None, FOREVER) else f"until {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _end(
+    settings: Settings, rekeying: Rekeying, done: Sequence[Rekeyed], database: str | None, *, dry_run: bool
+) -> None:
+    """Says how it went, and ends with what kept it from its work, if anything did."""
+    if database and not done and not rekeying.missed:
+        error = BackupNotFound(
+            f"there is no backup of {database} in the stores", hint="backup-dag list shows what there is"
+        )
+        raise Told(error.exit_code, error.message, hint=error.hint)
+    count, key = Counter(each.fate for each in done), rekeying.key.fingerprints[0]
+    others = f"; {count['other']} are not under a passphrase, and stay as they are" if count["other"] else ""
+    did = (
+        f"{_copies(count['due'])} would be re-encrypted"
+        if dry_run
+        else f"{_copies(count['rekeyed'])} re-encrypted"
+    )
+    terminal.say(f"{did} for the passphrase of fingerprint {key}, {count['current']} were under it{others}")
+    errors = [each.error for each in done if each.error] + rekeying.missed
+    if count["locked"]:
+        said = f"{_copies(count['locked'])} locked by a store: under the old passphrase until the lock ends"
+        errors.append(GuardRefused(said, hint=_KEEP_THE_OLD))
+    if not errors and not dry_run and database is None and settings.old_passphrases():
+        terminal.say(
+            "nothing here needs an old passphrase any more: take it out of the settings. Keep it on paper for"
+            " as long as there are older copies elsewhere, or versions that the bucket keeps"
+        )
+    _raise(errors)
+
+
+def _copies(count: int) -> str:
+    return "1 copy" if count == 1 else f"{count:,} copies"
+
+
+def _raise(errors: Sequence[BackupDagError]) -> None:
+    """The first of the errors, the others being said. Raises Told."""
+    if not errors:
+        return
+    first, *others = {error.message: error for error in errors}.values()
+    for error in others:
+        terminal.say(f"error: {error}")
+    raise Told(first.exit_code, first.message, hint=first.hint)

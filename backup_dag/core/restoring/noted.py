@@ -1,0 +1,22 @@
+"""What a backup's text says of its schema and its large objects, noted while it passes.
+
+So that whoever compares a restored database with it need not read the artifact a second time.
+"""
+
+from dataclasses import dataclass, field
+
+from backup_dag.core.restoring.objects import LargeObjects
+from backup_dag.core.restoring.schemas import Schema
+from backup_dag.core.stages.fingerprint import Fingerprint
+
+
+@dataclass
+class Noted:
+    """Complete once the text has passed to its end."""
+
+    schema: Schema = field(default_factory=Schema)
+    objects: LargeObjects = field(default_factory=LargeObjects)
+
+    def fingerprint(self) -> Fingerprint:
+        """To be written to beside whoever takes the text."""
+        return Fingerprint(schema=self.schema, objects=self.objects)
