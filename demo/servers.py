@@ -36,11 +36,12 @@ __all__ = ["Postgres", "S3Server", "Server", "Standby", "available_versions", "f
 NOBODY = 65534
 IPC_RMID = 0
 
-# Without peers the master leads at once instead of waiting for an election.
+# Without peers the master leads at once instead of waiting for an election. Were the volumes' number left
+# to the server, it would count 64 MB of the free disk for each, full or not, and refuse what comes after.
 WEED_OPTIONS = """
     -dir=. -ip=127.0.0.1 -ip.bind=127.0.0.1 -filer -s3
     -master.port={1} -master.port.grpc={2} -master.peers=none -master.telemetry=false
-    -master.volumeSizeLimitMB=64 -volume.max=0 -volume.port={3} -volume.port.grpc={4}
+    -master.volumeSizeLimitMB=64 -volume.max=100000 -volume.port={3} -volume.port.grpc={4}
     -filer.port={5} -filer.port.grpc={6} -filer.localSocket=filer.sock
     -s3.port={0} -s3.port.grpc={7} -s3.localSocket=s3.sock -s3.config=s3.json
     -s3.iam=false -s3.autoCreateBucket=false -s3.port.iceberg=0 -s3.port.lance=0
@@ -259,7 +260,8 @@ class S3Server(Server):
     def _environment(self) -> dict[str, str]:
         # weed would make a second identity from AWS_* and options from its other variables.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))}
-        return {**kept, "WEED_S3_SSE_KEY": self.secret_key}
+        # One volume a bucket, not seven: two open files each.
+        return {**kept, "WEED_S3_SSE_KEY": self.secret_key, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     def _command(self) -> list[str]:
         beside = Path(sys.executable).with_name("weed")

@@ -81,22 +81,22 @@ def of(ours: Terminal) -> list[psutil.Process]:
     return found
 
 
-def named(ours: Terminal, *words: str) -> psutil.Process | None:
-    """The drill's process whose command line has these words."""
+def named(ours: Terminal, *words: str, program: str = "") -> psutil.Process | None:
+    """The drill's process whose command line has these words, and that is this program."""
     for process in of(ours):
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
-            if all(word in line for word in words):
+            if all(word in line for word in words) and program in ("", process.name()):
                 return process
     return None
 
 
-def until(ours: Terminal, *words: str) -> psutil.Process:
+def until(ours: Terminal, *words: str, program: str = "") -> psutil.Process:
     """Waits for it; it may be gone again right after."""
     found: list[psutil.Process] = []
 
     def seen() -> bool:
-        found.extend(filter(None, [named(ours, *words)]))
+        found.extend(filter(None, [named(ours, *words, program=program)]))
         return bool(found)
 
     wait_until(seen, 30)
@@ -133,7 +133,7 @@ def assert_next_run_sweeps(ours: Terminal) -> None:
     assert not list(ours.backups.glob("*.verify.json"))
     (ours.folder / "drills").mkdir(exist_ok=True)
     with ours.running("drill") as process:
-        until(ours, "initdb")
+        until(ours, program="initdb")
         process.send_signal(signal.SIGTERM)
         process.wait(SLOW)
     assert_nothing_left(ours)
@@ -156,16 +156,17 @@ def test_killed_while_it_loads(held: Make, how: signal.Signals, format: str) -> 
 
 
 @pytest.mark.parametrize("how", SIGNALS[:2])
-@pytest.mark.parametrize("stage", ["initdb", "-D"])
-def test_killed_while_its_server_starts(held: Make, how: signal.Signals, stage: str) -> None:
-    killed_once(held(), how, "initdb" if stage == "initdb" else "--listen_addresses=")
+@pytest.mark.parametrize("program", ["initdb", "postgres"])
+def test_killed_while_its_server_starts(held: Make, how: signal.Signals, program: str) -> None:
+    """By the program that runs: whoever starts it has its name in their command line as well."""
+    killed_once(held(), how, program=program)
 
 
-def killed_once(ours: Terminal, how: signal.Signals, *seen: str) -> None:
+def killed_once(ours: Terminal, how: signal.Signals, *seen: str, program: str = "") -> None:
     """A drill that is ended once such a process of it is there: all of it is gone, the next one is good."""
     before = segments()
     with ours.running("drill") as process:
-        until(ours, *seen)
+        until(ours, *seen, program=program)
         process.send_signal(how)
         process.wait(SLOW)
         assert_all_gone(ours, before)

@@ -69,11 +69,11 @@ def _shut_in(programs: Clients, folder: Path, sockets: Path) -> list[str]:
     """Empty where that cannot be had."""
     if not can_shut_in():
         return []
+    libraries = _libraries(programs)
     users = folder / "passwd"  # initdb asks for its own name
     who = NOBODY if os.geteuid() == 0 else os.getuid()
     users.write_text(f"postgres:x:{who}:{who}::/:/bin/sh\n")
     users.chmod(0o644)
-    libraries = _libraries(programs)
     theirs = [*_installed(programs.bin_dir), *_installed(programs.bin_dir.resolve()), *libraries]
     return [
         *_alone(),
