@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -197,6 +198,26 @@ def test_one_that_is_taken_hold_of_after_the_look_stays(
     assert [each.id for each in report.removed] == [older.id]
     assert why(report, younger) == "held: somebody is reading it"
     assert str(younger.id) in ids(local)
+
+
+def test_holds_that_hold_nothing_any_more_go_and_their_backup_stays(
+    policy: Settings, local: LocalStore, lay: Put
+) -> None:
+    new = lay(local, 1, "content")
+    of, later = new.id.file, (datetime.now(UTC) + LONG_AGO).isoformat()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
+    killed, ended, living = (
+        of(f"hold-{gone.stdout.decode().strip()}-1.json"),
+        of("hold-1-1.json"),
+        of(f"hold-{os.getppid()}-1.json"),
+    )
+    for name, until in ((killed, later), (ended, "2020-01-01T00:00:00+00:00"), (living, later)):
+        local.put_note(name, json.dumps({"host": socket.gethostname(), "until": until}))
+    run(policy, local, leave=Leave(dry_run=True))
+    assert {killed, ended, living} < files(local).keys()
+    run(policy, local)
+    assert files(local).keys() & {killed, ended, living} == {living}
+    assert ids(local) == {str(new.id)}
 
 
 def test_the_newest_proven_one_stays_whatever_its_age(policy: Settings, local: LocalStore, lay: Put) -> None:

@@ -12,7 +12,8 @@ from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.verify import made_check, record
-from backup_dag.core.watching.concerns import Concern, concerns
+from backup_dag.core.watching.concern import Concern
+from backup_dag.core.watching.concerns import concerns
 from backup_dag.defs.drilling import drill_unproven
 from backup_dag.defs.jobs import DRILLED, drill_job
 from backup_dag.defs.location import code_location

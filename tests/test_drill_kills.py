@@ -152,6 +152,7 @@ def test_killed_while_it_loads(held: Make, how: signal.Signals, format: str) -> 
         process.wait(SLOW)
         assert process.returncode == (-how if how == signal.SIGKILL else 130)
         assert_all_gone(ours, before)
+        assert how == signal.SIGKILL or not list(ours.backups.glob("*.hold-*"))
     assert_next_run_sweeps(ours)
 
 

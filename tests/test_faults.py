@@ -205,8 +205,9 @@ def test_a_death_in_mid_dump_leaves_nothing_and_says_what_happened(
     assert_next_is_good(mid_dump.terminal, mid_dump.url)
 
 
+@pytest.mark.parametrize("times", [1, 5], ids=["once", "impatiently"])
 def test_ctrl_c_from_a_keyboard_reaches_the_children_too_and_is_still_an_interrupt(
-    large: str, terminal: MakeTerminal, gated: PutGate, tmp_path: Path
+    large: str, terminal: MakeTerminal, gated: PutGate, tmp_path: Path, times: int
 ) -> None:
     """A terminal sends SIGINT to the whole foreground group, not to us alone."""
     through_gate, gate = gated(large, MID_DUMP)
@@ -216,7 +217,10 @@ def test_ctrl_c_from_a_keyboard_reaches_the_children_too_and_is_still_an_interru
         program, cwd=ours.folder, env=ours.environment, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:
         gate.wait_until_held()
-        os.killpg(process.pid, signal.SIGINT)
+        for _ in range(times):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.02)
         run = Run(ours, process, gate, large)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import which
 
@@ -14,6 +15,7 @@ import psycopg2
 import pytest
 
 from backup_dag.core.backup import order_for, take_backup
+from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from demo.servers import Postgres, S3Server, available_versions, free_port
 from tests.conftest import KEY, PASSWORD, Here, Terminal, database, make_database, run_sql
@@ -98,6 +100,20 @@ def test_two_backups_within_a_second_have_two_names(postgres: Postgres, settings
     assert len({manifest.backup for manifest in made}) == 3
     assert [manifest.backup for manifest in made] == sorted(manifest.backup for manifest in made)
     assert len(list(settings.backup_dir.glob("backup_tiny_*.json"))) == 3
+
+
+def test_seconds_that_have_a_backup_already_are_passed_over(postgres: Postgres, settings: Settings) -> None:
+    """As after a clock was put back."""
+    tiny, now = database(make_database(postgres), name="tiny"), datetime.now(UTC)
+    taken = [BackupId.of("tiny", now + timedelta(seconds=ahead)) for ahead in range(4)]
+    settings.backup_dir.mkdir(exist_ok=True)
+    for backup in taken:
+        (settings.backup_dir / backup.file("sql.gz.gpg")).write_bytes(b"another")
+    made = take_backup(settings, order_for(tiny, settings, None))
+    assert made.id.time > taken[-1].time
+    assert {(settings.backup_dir / backup.file("sql.gz.gpg")).read_bytes() for backup in taken} == {
+        b"another"
+    }
 
 
 # what is wrong before it can begin

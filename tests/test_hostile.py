@@ -179,8 +179,12 @@ def test_a_fresh_work_directory_is_nobodys_to_sweep(tmp_path: Path) -> None:
     for _ in range(3):
         child = os.fork()
         if child == 0:
-            enter_and_leave()
-            os._exit(bool(gone))
+            ended = 2
+            try:
+                enter_and_leave()
+                ended = 1 if gone else 0
+            finally:
+                os._exit(ended)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
 

@@ -23,8 +23,9 @@ from backup_dag.core.audit import entries
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import GuardRefused, StoreError
-from backup_dag.core.holds import end_dead_holds, held, held_by_another
+from backup_dag.core.holds import held, held_by_another, sweep_holds
 from backup_dag.core.key import Key, passphrase_fingerprint
+from backup_dag.core.manifest import Verification
 from backup_dag.core.rekey import Rekeyed, Rekeying
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages import encryption
@@ -263,6 +264,36 @@ def test_killed_in_mid_upload_it_goes_on_and_under_a_third_passphrase_too(
     assert not list(ours.backups.glob("*.hold-*"))
 
 
+def test_a_bucket_that_falls_silent_keeps_no_local_copy_from_its_turn(
+    here: Here,
+    large: str,
+    terminal: MakeTerminal,
+    gated: PutGate,
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    ours = terminal(large)
+    for _ in range(2):
+        assert here(ours, "backup", **at_bucket(s3, bucket)).returncode == 0
+    endpoint, gate = gated(s3.endpoint, MID_UPLOAD)
+    silent = {**at_bucket(s3, bucket, endpoint), **ROTATED, "BACKUP_STALL_SECONDS": "3"}
+    done = here(ours, "rekey", **silent)
+    gate.wait_until_held()
+    assert done.returncode == 7, done.stderr
+    assert "2 copies re-encrypted" in done.stderr
+    assert f"the copies of 2 backups in s3://{bucket}/ were not dealt with" in done.stderr
+    assert "take it out" not in done.stderr
+    assert assert_whole(ours.backups, NEW) == [NEW, NEW]
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY) == [KEY, KEY]
+    gate.open()
+    again = here(ours, "rekey", **at_bucket(s3, bucket), **ROTATED)
+    assert again.returncode == 0, again.stderr
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), NEW) == [NEW, NEW]
+    assert_nothing_else(tmp_path / "fetched")
+    assert manifests(ours.backups) == manifests(tmp_path / "fetched")
+
+
 KILLED = """
 import os, signal, sys
 from backup_dag.core.stages import encryption
@@ -412,12 +443,18 @@ def test_a_damaged_one_is_named_and_left_and_the_others_go_on(
     assert done[0].error is not None
     assert done[0].error.exit_code == 6
     assert path.name in done[0].error.message
-    assert {name: data for name, data in there(kept).items() if name.startswith(newest["backup"])} == before
+    after = {name: data for name, data in there(kept).items() if name.startswith(newest["backup"])}
+    noted = Verification.model_validate_json(after.pop(f"{newest['backup']}.verify.json"))
+    assert after == before
     assert [said["encryption"]["key_fingerprints"] for said in manifests(kept.folder)] == [
         [fingerprint(NEW)],
         [fingerprint(KEY)],
     ]
     assert oldest["backup"] == done[1].backup
+    check = noted.verdict()
+    assert check is not None
+    assert not check.passed, "list, watch and cleanup are to know of it too"
+    assert path.name in check.faults[0]
 
 
 def test_a_damaged_copy_does_not_stand_in_the_way_of_a_good_one(
@@ -545,7 +582,7 @@ def test_a_hold_of_a_dead_process_keeps_nobody_waiting(kept: LocalStore, rotated
         assert held_by_another(kept, newest), "the parent of this process is alive"
         (kept.folder / newest.file(f"hold-{os.getppid()}-1.json")).unlink()
         assert not held_by_another(kept, newest)
-        end_dead_holds(kept, newest)
+        sweep_holds(kept, newest)
         assert list(kept.folder.glob("*.hold-*")) == [note]
 
 

@@ -21,11 +21,13 @@ from backup_dag.core.store.s3 import S3Store, connect
 from backup_dag.core.verify import made_check, record
 from backup_dag.core.watching import alerts, delivery, telling
 from backup_dag.core.watching.alerts import Alert
-from backup_dag.core.watching.concerns import Concern, concerns
+from backup_dag.core.watching.concern import Concern
+from backup_dag.core.watching.concerns import concerns
 from backup_dag.core.watching.watch import beat, look, tell, waiting
 from demo.servers import S3Server, free_port
 from tests.cleaning import checked, ids
-from tests.conftest import Here, Terminal
+from tests.conftest import KEY, Here, Terminal
+from tests.core.made import FINGERPRINT
 from tests.nights import PASSWORD, TWO, at, fill, made, of_shop
 from tests.test_alerts import Mailbox, by_mail, by_urls, mail_server
 from tests.web import Web
@@ -93,6 +95,23 @@ def seven_nights(local: LocalStore, work: Path, **how: Any) -> None:
 
 
 # when there is something to tell
+
+
+def test_what_no_passphrase_here_opens_is_told_and_an_old_one_ends_it(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    seven_nights(local, work)
+    changed = shop.model_copy(update={"backup_encryption_key": SecretStr("another: it was changed at once")})
+    [unopened] = found(changed, at(9, 3))
+    assert (unopened.kind, unopened.database) == ("unopened", "shop")
+    assert FINGERPRINT in unopened.happened
+    assert "BACKUP_ENCRYPTION_OLD_KEY" in unopened.advice
+    rotated = changed.model_copy(update={"backup_encryption_old_key": SecretStr(KEY)})
+    assert found(rotated, at(9, 3)) == []
+    lost = changed.model_copy(update={"backup_encryption_key_file": local.folder / "none"})
+    assert kinds(lost, at(9, 3)) == ["unopened"]
+    bare = shop.model_copy(update={"backup_encryption_key": None})
+    assert found(bare, at(9, 3)) == [], "a machine that only looks needs no passphrase"
 
 
 def test_a_shop_whose_nights_are_as_they_should_be_is_no_concern(

@@ -30,31 +30,40 @@ class Case:
     strike: Callable[[World], tuple[Ended, Allowed]]
 
 
-def run(world: World, cases: Iterable[Case], tell: Callable[[str], None]) -> dict[str, Tally]:
-    """Every case in its turn, the world made anew before each; what came of them, by kind."""
+def run(
+    world: World, cases: Iterable[Case], tell: Callable[[str], None], *, times: int = 1
+) -> dict[str, Tally]:
+    """Every case in its turn, the world made anew before each; what came of them, by kind. One whose moment
+    passed unmet is tried again, so many `times` in all, and then it is not counted."""
     tallies: dict[str, Tally] = {}
     for case in cases:
-        began = time.monotonic()
-        world.reset()
-        try:
-            ended, allowed = case.strike(world)
-            found = tuple(unkept(world, ended, allowed))
-        except Unreached:
-            tell(f"--   {case.name}")
-            continue
-        except NotKept as broken:
-            found = (str(broken),)
-        except Exception as error:  # of the harness, or of a server that is gone: it is no promise kept
-            found = (f"it could not be carried out: {type(error).__name__}: {error}",)
-        said = tuple(f"{case.name}: {each}" for each in found)
-        tallies[case.kind] = tallies.get(case.kind, Tally(case.kind, 0, 0)) + Tally(
-            case.kind, 1, 0 if said else 1, said
-        )
-        took = time.monotonic() - began
-        tell(f"{'ok  ' if not said else 'LOST'} {case.name} ({took:.1f} s)")
-        for each in said:
-            tell(f"     {each}")
+        for _ in range(times):
+            if (tally := _run(world, case, tell)) is not None:
+                tallies[case.kind] = tallies.get(case.kind, Tally(case.kind, 0, 0)) + tally
+                break
     return tallies
+
+
+def _run(world: World, case: Case, tell: Callable[[str], None]) -> Tally | None:
+    """None where its moment was not met."""
+    began = time.monotonic()
+    world.reset()
+    try:
+        ended, allowed = case.strike(world)
+        found = tuple(unkept(world, ended, allowed))
+    except Unreached:
+        tell(f"--   {case.name}")
+        return None
+    except NotKept as broken:
+        found = (str(broken),)
+    except Exception as error:  # of the harness, or of a server that is gone: it is no promise kept
+        found = (f"it could not be carried out: {type(error).__name__}: {error}",)
+    said = tuple(f"{case.name}: {each}" for each in found)
+    took = time.monotonic() - began
+    tell(f"{'ok  ' if not said else 'LOST'} {case.name} ({took:.1f} s)")
+    for each in said:
+        tell(f"     {each}")
+    return Tally(case.kind, 1, 0 if said else 1, said)
 
 
 def drawn(seed: int, name: str) -> random.Random:

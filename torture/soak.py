@@ -337,6 +337,16 @@ _ROOM: dict[str, tuple[float, int]] = {
 }
 """By what factor, and by how much more, the last quarter of all measurements may exceed the second."""
 
+_MEASURES = {
+    "memory": "memory of the process that lives through all nights (resident, in bytes)",
+    "descriptors": "its open files and sockets",
+    "threads": "its threads",
+    "processes": "its children that are left after a night",
+    "local": "what lies in BACKUP_DIR, without the audit log (bytes)",
+    "files": "the same, in files",
+    "bucket": "what lies in the bucket, without the audit log (bytes)",
+}
+
 
 def growing(measured: list[Measured]) -> list[str]:
     """What grows, in words: the median of the last quarter against that of the second. Of a few nights
@@ -358,7 +368,7 @@ def flatness(measured: list[Measured]) -> str:
     lines = ["| | second quarter | last quarter |", "|---|---:|---:|"]
     for what in _ROOM:
         early, late = _early_and_late(measured, what)
-        lines.append(f"| {what} | {early:,.0f} | {late:,.0f} |")
+        lines.append(f"| {_MEASURES[what]} | {early:,.0f} | {late:,.0f} |")
     return "\n".join(lines)
 
 

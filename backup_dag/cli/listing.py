@@ -1,7 +1,7 @@
 """backup-dag list."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -50,7 +50,7 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
         return
     terminal.table(
         ["backup", "age", "why", "size", "rows", "copies", "checked"],
-        [_as_row(backup, keys) for backup in shown],
+        [_as_row(backup, keys, catalog.away) for backup in shown],
         right=["age", "size", "rows"],
     )
     if page == 1:
@@ -142,8 +142,10 @@ def _where(copy: Copy, keys: Fingerprints) -> str:
     return f"{copy.store.label}{_SIGNS.get(key, '')}{'!' if copy.fault else ''}"
 
 
-def _as_row(backup: Backup, keys: Fingerprints) -> list[str]:
-    copies = " ".join(_where(copy, keys) for copy in backup.copies)
+def _as_row(backup: Backup, keys: Fingerprints, away: Collection[str]) -> list[str]:
+    """`away`: the stores that could not be asked; whether they have it is not known."""
+    asked = " ".join(_where(copy, keys) for copy in backup.copies)
+    copies = f"{asked} ({', '.join(away)} not asked)" if away else asked
     usable = backup.manifest_or_none
     if usable is None:
         return [

@@ -11,7 +11,7 @@ from backup_dag.cli.group import EPILOG, Told, as_json, cli, error_document
 from backup_dag.core.audit import send_if_possible
 from backup_dag.core.catalog import open_stores
 from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused
-from backup_dag.core.in_words import size
+from backup_dag.core.in_words import length, size
 from backup_dag.core.rekey import Rekeyed, Rekeying
 from backup_dag.core.settings import Settings, load
 from backup_dag.core.store.base import FOREVER
@@ -53,6 +53,7 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
                 "dry_run": dry_run,
                 "copies": [each.document() for each in done],
                 "missed": [error_document(error) for error in rekeying.missed],
+                "not_reached": dict(rekeying.not_reached),
             }
         )
     _end(settings, rekeying, done, database, dry_run=dry_run)
@@ -93,7 +94,13 @@ def _end(
         if dry_run
         else f"{_copies(count['rekeyed'])} re-encrypted"
     )
+    if worked := [each for each in done if each.seconds]:
+        in_all = length(sum(each.seconds for each in worked))
+        did += f" ({size(sum(each.bytes for each in worked))} in {in_all})"
     terminal.say(f"{did} for the passphrase of fingerprint {key}, {count['current']} were under it{others}")
+    for address, backups in rekeying.not_reached.items():
+        many = "1 backup" if backups == 1 else f"{backups:,} backups"
+        terminal.say(f"the copies of {many} in {address} were not dealt with: run it again when it answers")
     errors = [each.error for each in done if each.error] + rekeying.missed
     if count["locked"]:
         said = f"{_copies(count['locked'])} locked by a store: under the old passphrase until the lock ends"

@@ -117,8 +117,7 @@ def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manif
         session.locked(),
     ):
         clients = find_clients(session.server_major, settings.pg_bin_dir)
-        _wait_for_a_free_second(session, store, order.database.name)
-        with session.snapshot() as snapshot:
+        with _snapshot_of_a_free_second(session, store, order.database.name) as snapshot:
             run = _Run(order, key, work, clients, session, snapshot)
             manifest = authenticated(run.make(observer))
         _write(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files))
@@ -128,9 +127,15 @@ def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manif
     return manifest
 
 
-def _wait_for_a_free_second(session: Session, store: LocalStore, name: str) -> None:
-    """Ids count seconds: where this second's is taken, wait for the next. The lock keeps others out."""
-    while next(store.list(str(BackupId.of(name, session.now()))), None):
+@contextmanager
+def _snapshot_of_a_free_second(session: Session, store: LocalStore, name: str) -> Iterator[Snapshot]:
+    """Ids count seconds: where a snapshot's second has a backup already (a clock may have been put back), the
+    next is tried. The lock keeps others out."""
+    while True:
+        with session.snapshot() as snapshot:
+            if next(store.list(str(BackupId.of(name, snapshot.time))), None) is None:
+                yield snapshot
+                return
         time.sleep(0.1)
 
 

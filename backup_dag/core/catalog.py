@@ -161,7 +161,7 @@ class Catalog:
                     self._missed[store] = error
                     continue
                 yield store, answer
-        if len(self._missed) == len(self.stores):
+        if not self.answering:
             raise next(iter(self._missed.values()))
 
     def survey(self, database: str | None = None) -> Survey:
@@ -203,6 +203,20 @@ class Catalog:
                 f"there is no {backup} in {self.places}", hint="backup-dag list shows what there is"
             )
         return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
+
+    def leave_out(self, store: Store, error: BackupDagError) -> None:
+        """What a caller found out: a store has stopped answering, and is not to be waited for again."""
+        self._missed.setdefault(store, error)
+
+    @property
+    def silent(self) -> list[Store]:
+        """The stores that could not be asked so far."""
+        return list(self._missed)
+
+    @property
+    def answering(self) -> bool:
+        """Whether any store is left to ask."""
+        return len(self._missed) < len(self.stores)
 
     @property
     def away(self) -> dict[str, BackupDagError]:

@@ -56,11 +56,18 @@ def held_by_another(store: Store, backup: BackupId) -> bool:
     return any(not (_is_ours(store, hold) or _is_dead(store, hold)) for hold in holds)
 
 
-def end_dead_holds(store: Store, backup: BackupId) -> None:
-    """Takes away the holds of this host's processes that were killed. Where that cannot be, they stay."""
+def is_hold(backup: BackupId, name: str) -> bool:
+    """Whether a file is a hold of that backup, by its name."""
+    return name.startswith(backup.file(f"{_ENDING}-"))
+
+
+def sweep_holds(store: Store, backup: BackupId) -> None:
+    """Takes away the holds that hold nothing any more: those that have ended, and those of this host's
+    processes that were killed. Where that cannot be, they stay."""
+    now = datetime.now(UTC)
     with suppress(BackupDagError):
         for hold in list(store.list(backup.file(f"{_ENDING}-"))):
-            if _is_dead(store, hold):
+            if _end(store, hold) <= now or _is_dead(store, hold):
                 store.remove(hold.name)
 
 

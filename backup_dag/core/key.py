@@ -121,6 +121,19 @@ def another_passphrase(settings: Settings, theirs: str) -> ConfigurationError:
     )
 
 
+def why_unopened(settings: Settings, copies: Sequence[Encryption]) -> ConfigurationError | None:
+    """Why no passphrase that is set here opens any copy of a backup that is under one. None where one does,
+    and where none is set: a machine that is to open none needs none."""
+    try:
+        known = known_fingerprints(settings)
+    except ConfigurationError as error:
+        return error
+    if known == Fingerprints(None, ()) or any(known.what_opens(each) != "unknown" for each in copies):
+        return None
+    theirs = dict.fromkeys(print_ for each in copies for print_ in each.key_fingerprints)
+    return another_passphrase(settings, ", ".join(theirs)) if copies else None
+
+
 @lru_cache(maxsize=64)
 def passphrase_fingerprint(passphrase: str) -> str:
     """16 hex digits that tell passphrases apart. scrypt (RFC 7914), so that guessing stays costly."""

@@ -29,9 +29,9 @@ def reencrypt(
         IntegrityError: an old file is not what the manifest promises, or a new one does not hold the same.
         BackupNotFound, StoreError, StoreUnreachable, DiskError: the store, or the folder.
     """
-    meter = Meter(watch(f"re-encrypting {old.backup}"), expected=sum(file.bytes for file in old.files))
+    meter = Meter(watch("re-encrypting"), expected=sum(file.bytes for file in old.files))
     made = [_reencrypted(store, file, opens, key, folder, work, meter) for file in old.files]
-    meter = Meter(watch(f"reading back {old.backup}"), expected=old.dump.bytes)
+    meter = Meter(watch("reading back"), expected=old.dump.bytes)
     for each in made:
         _hold_to(each, LocalStore(folder), key, work, meter, old)
     artifact, roles = (each.file for each in made)

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from backup_dag.core.errors import (
     GuardRefused,
     IntegrityError,
     StoreError,
+    StoreUnreachable,
 )
-from backup_dag.core.holds import end_dead_holds, held, held_by_another, may_let_go
+from backup_dag.core.holds import held, held_by_another, may_let_go, sweep_holds
 from backup_dag.core.key import Key, decryption_key, encryption_key
 from backup_dag.core.manifest import VERIFICATION, BackupId, Manifest
 from backup_dag.core.reading import brought_near
@@ -38,7 +40,8 @@ from backup_dag.core.replacement import beside, replace_copy, tidy
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import FOREVER, Store
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.stream import Watch
+from backup_dag.core.stream import Observer, Watch
+from backup_dag.core.verify import examine, record
 from backup_dag.core.work import disk_error, one_at_a_time, work_directory
 
 Fate = Literal["current", "other", "due", "rekeyed", "locked", "failed"]
@@ -51,7 +54,7 @@ class Rekeyed:
     `current`: it is under today's passphrase already. `other`: under none (public keys, or not encrypted).
     `due`: it would be re-encrypted (a dry run). `locked`: its store protects it until `locked_until`.
     `failed`: it is as it was, or whole under the new passphrase with the old files beside it; `error` says
-    why.
+    why. `seconds`: what was done for it alone, and for the first of a backup's copies what was done for all.
     """
 
     copy: Copy
@@ -118,10 +121,12 @@ class Rekeying:
 
     def __init__(self, settings: Settings, stores: Sequence[Store], watch: Watch = lambda _: None) -> None:
         self.key = new_key(settings)
-        self._settings, self._watch = settings, watch
+        self._settings, self._watched, self._which = settings, watch, ""
         self._authenticated = authenticator(settings)
         self._catalog = Catalog(stores)
         self._may_remove_in: dict[Store, bool] = {}
+        self.not_reached: Counter[str] = Counter()
+        """How many backups may have a copy that could not be dealt with, by the address of its store."""
 
     @property
     def missed(self) -> list[BackupDagError]:
@@ -131,17 +136,18 @@ class Rekeying:
     def each(self, database: str | None, *, dry_run: bool = False) -> Iterator[Rekeyed]:
         """Every copy (of one database), the newest backup's first, once it has been dealt with.
 
-        What is wrong with one copy stands in its `error`, and keeps no other from its turn; a store that
-        stops answering ends it. A dry run changes nothing. Raises what asking the stores for their listings
-        raises, where none answers.
+        What is wrong with one copy stands in its `error`, and keeps no other from its turn. A store that
+        stops answering is not asked again (`missed`, `not_reached`); the others go on. A dry run changes
+        nothing. Raises what asking the stores for their listings raises, where none answers.
         """
-        for backup in self._catalog.survey(database).ids:
-            with suppress(BackupNotFound):  # cleaned up meanwhile
-                found = self._catalog.load(backup)
-                dealt_with = self._looked_at(found) if dry_run else self._rekeyed(found)
-                yield from dealt_with
-                if any(each.error and each.error.retryable for each in dealt_with):
-                    return
+        backups = self._catalog.survey(database).ids
+        for number, backup in enumerate(backups, 1):
+            self._which = f"{backup} ({number} of {len(backups)})"
+            if self._catalog.answering:
+                with suppress(BackupNotFound):  # cleaned up meanwhile
+                    found = self._catalog.load(backup)
+                    yield from self._looked_at(found) if dry_run else self._rekeyed(found)
+            self.not_reached.update(store.address() for store in self._catalog.silent)
 
     def _looked_at(self, backup: Backup) -> list[Rekeyed]:
         return [self._look(copy, backup) for copy in backup.copies]
@@ -160,8 +166,17 @@ class Rekeying:
             else:
                 self._hold_to_what_it_takes(copy, manifest, found)
         except BackupDagError as error:
-            found.failed(error)
+            self._failed(found, error)
         return found
+
+    def _watch(self, doing: str, where: str = "") -> Observer | None:
+        return self._watched(f"{doing} {self._which}{where}")
+
+    def _failed(self, found: Rekeyed, error: BackupDagError) -> Rekeyed:
+        """By what its own store did; one that does not answer is not asked again."""
+        if isinstance(error, StoreUnreachable):
+            self._catalog.leave_out(found.copy.store, error)
+        return found.failed(error)
 
     def _hold_to_what_it_takes(self, copy: Copy, manifest: Manifest, found: Rekeyed) -> None:
         """Raises why a copy cannot be re-encrypted."""
@@ -188,7 +203,7 @@ class Rekeying:
             try:
                 stack.enter_context(one_at_a_time(folder, f"copy-{of.database}"))
                 for copy in backup.copies:
-                    end_dead_holds(copy.store, of)
+                    sweep_holds(copy.store, of)
                     stack.enter_context(held(copy.store, of))
                 looked = self._looked_at(self._catalog.load(of))  # again, now that nobody else changes it
                 work = stack.enter_context(work_directory(folder))
@@ -224,23 +239,24 @@ class Rekeying:
             tidy(found.copy.store, manifest, work)
             found.fate = "rekeyed"
         except BackupDagError as error:
-            found.failed(error)
+            self._failed(found, error)
 
     def _replace(self, looked: list[Rekeyed], of: BackupId, work: Path) -> None:
         due = [each for each in looked if each.fate == "due" and self._may_remove(each, of)]
         if not due:
             return
+        began = time.monotonic()
         new = self._new_files(looked, due, work)
         for each in due:
             if each.fate != "due" or new is None:
                 continue
-            began = time.monotonic()
             try:
                 self._replace_one(each, new, work)
                 each.fate = "rekeyed"
             except BackupDagError as error:
-                each.failed(error)
+                self._failed(each, error)
             each.seconds = round(time.monotonic() - began, 3)
+            began = time.monotonic()
 
     def _may_remove(self, found: Rekeyed, backup: BackupId) -> bool:
         """Whether this user may remove in the store: else the old files would stay for ever."""
@@ -249,7 +265,7 @@ class Rekeying:
             if store not in self._may_remove_in:
                 self._may_remove_in[store] = may_let_go(store, backup)
         except BackupDagError as error:
-            found.failed(error)
+            self._failed(found, error)
             return False
         if not self._may_remove_in[store]:
             found.failed(
@@ -273,14 +289,27 @@ class Rekeying:
             try:
                 return self._made(each.copy, work)
             except (IntegrityError, BackupNotFound) as error:
-                each.failed(error)
+                self._condemned_if_damaged(each.failed(error))
+            except StoreUnreachable as error:
+                self._failed(each, error)
         return None
+
+    def _condemned_if_damaged(self, found: Rekeyed) -> None:
+        """A copy that could not be re-encrypted is read once more, and what is found of it is recorded beside
+        it, for whoever lists, watches or cleans up: it may have been the work directory's fault."""
+        with suppress(BackupDagError):
+            check = examine(self._settings, found.copy, "content", self._watch("verifying"))
+            record(found.copy.store, found.copy.its_manifest(), check)
 
     def _fetched(self, store: Store, manifest: Manifest, work: Path) -> "_New":
         if isinstance(store, LocalStore):
             return _New(manifest, store.folder)
         near = work / "near"
-        brought_near(store, manifest, near, self._watch(f"fetching {manifest.backup}"))
+        try:
+            brought_near(store, manifest, near, self._watch("fetching"))
+        except StoreUnreachable as error:
+            self._catalog.leave_out(store, error)
+            raise
         return _New(manifest, near)
 
     def _made(self, copy: Copy, work: Path) -> "_New":
@@ -307,7 +336,7 @@ class Rekeying:
             store=copy.store.address(),
             **keys,
         ):
-            observer = self._watch(f"storing {found.backup} in {copy.store.label}")
+            observer = self._watch("storing", f" in {copy.store.label}")
             replace_copy(copy.store, old, new.manifest, new.for_one(work), observer)
         with suppress(BackupDagError):  # else an old verdict stays until the next check
             _keep_what_is_still_true(copy.store, new.manifest)

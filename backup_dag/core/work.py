@@ -128,8 +128,8 @@ def sweep(backup_dir: Path) -> list[Path]:
     room = backup_dir / _ROOM
     for path in [*sorted(room.glob("run-*")), *sorted(room.glob("new-*"))]:
         if _older_than_a_minute(path) if path.name.startswith("new-") else _abandoned(path):
-            for elsewhere in path.glob(f"{_ALSO}*"):
-                swept += sweep(elsewhere.resolve())
+            for elsewhere in _also_in(path):
+                swept += sweep(elsewhere)
             shutil.rmtree(path, ignore_errors=True)
             swept.append(path)
     for path in backup_dir.glob(f"{NOTE}*"):
@@ -142,6 +142,13 @@ def sweep(backup_dir: Path) -> list[Path]:
                 path.unlink(missing_ok=True)
                 os.close(lock)
     return swept
+
+
+def _also_in(path: Path) -> list[Path]:
+    """Where else a run had work directories; none where another has just swept it."""
+    with suppress(OSError):
+        return [each.resolve() for each in path.glob(f"{_ALSO}*")]
+    return []
 
 
 def _abandoned(path: Path) -> bool:

@@ -23,6 +23,7 @@ from backup_dag.core.stages.checksum import checksum_file
 from backup_dag.core.stream import Hashing
 
 NOON = datetime(2026, 3, 14, 12, 0, 0, tzinfo=UTC)
+FINGERPRINT = "b3e215d3d6c5d003"  # of the passphrase that the tests' settings have
 ARTIFACT, ROLES = b"not really a dump", b"not really roles"
 
 
@@ -57,7 +58,7 @@ def manifest(name: str = "orders", time: datetime = NOON) -> Manifest:
         source=_facts(name),
         dump=Dumped(format="sql", client_version="18.4", options=[], bytes=3, sha256="aa"),
         compressed=Compressed(algorithm="gzip", level=2, bytes=2, sha256="bb"),
-        encryption=Encryption(mode="symmetric", cipher="AES256", key_fingerprints=["0123456789abcdef"]),
+        encryption=Encryption(mode="symmetric", cipher="AES256", key_fingerprints=[FINGERPRINT]),
         artifact=File(name=backup.file("sql.gz.gpg"), **artifact.model_dump()),
         globals=Globals(name=backup.file("globals.sql.gz.gpg"), password_hashes=True, **roles.model_dump()),
         content=_content(),

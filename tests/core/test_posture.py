@@ -31,6 +31,7 @@ from backup_dag.core.watching.posture import DatabasePosture, Posture
 from backup_dag.core.watching.stocktaking import take_stock
 from demo.servers import S3Server, free_port
 from tests.cleaning import checked
+from tests.core.made import FINGERPRINT
 from tests.nights import at, fill, made, of_shop
 
 NOW = at(10, 9)
@@ -238,16 +239,27 @@ FOLDER, BUCKET, BUCKET_HERE = place("local", HERE), place("s3", ELSEWHERE), plac
     ],
 )
 def test_which_of_the_three_hold(places: list[Place], three: bool, two: bool | None, one: bool) -> None:
-    assert three_copies(places, all_asked=True).holds is three
-    assert two_media(places, all_asked=True).holds is two
-    assert one_off_site(places, bucket=True, all_asked=True).holds is one
+    assert three_copies(places, True, ()).holds is three
+    assert two_media(places, True, ()).holds is two
+    assert one_off_site(places, True, ()).holds is one
 
 
 def test_what_was_not_asked_can_only_add_to_the_three() -> None:
-    assert three_copies([DB_HERE, FOLDER], all_asked=False).holds is None
-    assert two_media([DB_HERE, FOLDER], all_asked=False).holds is None
-    assert one_off_site([DB_HERE, FOLDER], bucket=True, all_asked=False).holds is None
-    assert "AWS_S3_BUCKET" in one_off_site([DB_HERE, FOLDER], bucket=False, all_asked=True).advice
+    places, away = [DB_HERE, FOLDER], ["s3"]
+    for found in (
+        three_copies(places, True, away),
+        two_media(places, True, away),
+        one_off_site(places, True, away),
+    ):
+        assert found.holds is None
+        assert "s3 did not answer" in found.said
+        assert "AWS_S3_BUCKET" not in found.advice, "there is a bucket"
+    assert "AWS_S3_BUCKET" in one_off_site(places, False, ()).advice
+
+
+def test_a_database_that_is_not_known_here_may_be_a_copy_more() -> None:
+    assert three_copies([FOLDER, BUCKET], False, ()).holds is None
+    assert two_media([FOLDER], False, ()).holds is None
 
 
 @pytest.mark.parametrize(
@@ -378,6 +390,17 @@ def test_the_newest_ones_encryption_and_how_many_have_none(
     found = of(shop)
     assert found.unencrypted == 2
     assert found.verdicts["encryption"].said == "the newest good backup is NOT encrypted"
+
+
+def test_a_newest_one_that_nothing_here_opens_is_not_as_it_should_be(
+    shop: Settings, local: LocalStore, work: Path
+) -> None:
+    fill([local], work, [made(at(9))])
+    changed = shop.model_copy(update={"backup_encryption_key": SecretStr("another: it was changed at once")})
+    found = of(changed).verdicts["encryption"]
+    assert found.holds is False
+    assert FINGERPRINT in found.said
+    assert "BACKUP_ENCRYPTION_OLD_KEY" in found.advice
 
 
 def test_a_lock_is_told_with_its_end(s3: S3Server, off_site: Settings, bucket: str, work: Path) -> None:

@@ -40,7 +40,8 @@ class Judged:
 @dataclass
 class Cleaned:
     """One database in one store. `refused`: nothing was removed, by a guard; `failed`: nothing further
-    was, since the store failed. `remarks` are for people."""
+    was, since the store failed. `uploads` are dead; `holds` are backups that have some, maybe of the dead.
+    `remarks` are for people."""
 
     database: str
     store: str
@@ -48,6 +49,7 @@ class Cleaned:
     judged: list[Judged]
     orphans: list[Judged]
     uploads: list[Upload] = field(default_factory=list)
+    holds: list[BackupId] = field(default_factory=list)
     refused: GuardRefused | None = None
     failed: BackupDagError | None = None
     remarks: list[str] = field(default_factory=list)

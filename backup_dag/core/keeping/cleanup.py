@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from backup_dag.core.audit import Entry, audited, entries
 from backup_dag.core.catalog import Backup
 from backup_dag.core.errors import BackupDagError, DiskError, GuardRefused, StoreError
-from backup_dag.core.holds import is_held
+from backup_dag.core.holds import is_held, sweep_holds
 from backup_dag.core.keeping.caution import (
     against_losing,
     against_removing,
@@ -120,10 +120,11 @@ def _cleaned(
     forced = leave.force and refused is None
     newest = newest_good(backups, now) if forced and not leave.dry_run else None
     odd = newest and _is_odd(settings, found, backups, now)
+    nights = _nights_since_the_last(settings, database, now) if any(each.going for each in found) else 1
     for store, cleaned in zip(stores, found, strict=True):
         if cleaned.going:
             cleaned.refused = refused or (
-                None if forced else _held_back(settings, database, cleaned, backups, now)
+                None if forced else _held_back(settings, cleaned, backups, now, nights)
             )
         if not leave.dry_run:
             entry[cleaned.place] = gone = list[str]()  # as they go, for a line that is true whatever happens
@@ -146,11 +147,10 @@ def _lost(
 
 
 def _held_back(
-    settings: Settings, database: str, cleaned: Cleaned, backups: Sequence[Backup], now: datetime
+    settings: Settings, cleaned: Cleaned, backups: Sequence[Backup], now: datetime, nights: int
 ) -> GuardRefused | None:
-    """Why what goes from one store may not go as it stands."""
+    """Why what goes from one store may not go as it stands, after so many nights without a clean-up."""
     lost = _lost(settings, cleaned, backups, now)
-    nights = _nights_since_the_last(settings, database, now)
     return lost or against_so_many(settings, cleaned.place, len(cleaned.going), len(cleaned.all), nights)
 
 
@@ -167,8 +167,10 @@ def _nights_since_the_last(settings: Settings, database: str, now: datetime) -> 
 
 
 def _remove_from(store: Store, cleaned: Cleaned, gone: list[str]) -> None:
-    """Removes what goes, the oldest first, and ends dead uploads. Stops at the first failure."""
+    """Removes what goes, the oldest first, and ends dead uploads and holds. Stops at the first failure."""
     try:
+        for backup in cleaned.holds:
+            sweep_holds(store, backup)
         for upload in cleaned.uploads:
             store.abort(upload)
         if cleaned.refused is None:

@@ -4,19 +4,19 @@ Nothing is changed by it. Every store is asked before one is judged: a copy goes
 that another store has a good one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 
 from backup_dag.core.catalog import Backup, Catalog, Copy
 from backup_dag.core.errors import BackupNotFound, StoreError
-from backup_dag.core.holds import is_held
+from backup_dag.core.holds import is_held, is_hold
 from backup_dag.core.keeping.cleaned import Cleaned, Judged
 from backup_dag.core.keeping.leftovers import Files, dead_uploads, files_of, orphans
 from backup_dag.core.keeping.retention import Candidate, Policy, Verdict, decide
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import FOREVER, Store
+from backup_dag.core.store.base import FOREVER, Listed, Store
 
 IN_USE = "held: somebody is reading it"
 _LOST_MANIFEST = "its manifest is gone, and the rest may be whole: recover it by hand, or remove it yourself"
@@ -46,6 +46,7 @@ class Judgement:
         now: datetime,
     ) -> None:
         self._database, self._stores, self._backups, self._now = database, stores, backups, now
+        self._by_id = {backup.id: backup for backup in backups}
         self._full = Policy.of(settings)
         self._only_days = settings.backup_local_retention_days
         self._files: dict[Store, Files] = {store: files_of(store, database) for store in stores}
@@ -64,6 +65,7 @@ class Judgement:
             place=store.address(),
             judged=[self._fate(store, self._unless_last(store, here[v.id], v)) for v in verdicts],
             orphans=[self._fate(store, verdict) for verdict in self._orphans(store)],
+            holds=[backup for backup, files in self._files[store].items() if _has_holds(backup, files)],
         )
         try:
             cleaned.uploads = list(dead_uploads(store, self._database, self._now))
@@ -119,7 +121,7 @@ class Judgement:
 
     def _behind(self, store: Store, backup: BackupId) -> list[str]:
         """Which other stores have a copy of it that somebody has found to be good."""
-        copies = [copy for each in self._backups if each.id == backup for copy in each.copies]
+        copies = self._by_id[backup].copies if backup in self._by_id else ()
         return [copy.store.label for copy in copies if copy.store is not store and copy.checked]
 
     def _is_held(self, backup: BackupId) -> bool:
@@ -127,7 +129,7 @@ class Judgement:
         return any(
             is_held(store, backup)
             for store, files in self._files.items()
-            if any(listed.name.startswith(f"{backup}.hold-") for listed in files.get(backup, ()))
+            if _has_holds(backup, files.get(backup, ()))
         )
 
     def _fate(self, store: Store, verdict: Verdict) -> Judged:
@@ -142,6 +144,10 @@ class Judgement:
         until = max(locks)
         said = "without an end" if until == FOREVER else f"until {until:%Y-%m-%d %H:%M} UTC"
         return Judged(verdict.id, "locked", (f"locked {said}", *verdict.reasons), size, until)
+
+
+def _has_holds(backup: BackupId, files: Iterable[Listed]) -> bool:
+    return any(is_hold(backup, listed.name) for listed in files)
 
 
 def _copy_in(store: Store, backup: Backup) -> Copy | None:

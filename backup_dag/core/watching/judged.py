@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from datetime import date, datetime
 
+from backup_dag.core.errors import BackupDagError
 from backup_dag.core.in_words import length
 from backup_dag.core.manifest import Encryption
 from backup_dag.core.nights import SLACK
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import FOREVER
-from backup_dag.core.watching.places import Verdict
+from backup_dag.core.watching.places import ASK_AGAIN, Verdict
 
 _PROVE = "backup-dag drill"
-_ASK_AGAIN = "ask again once the store answers"
 _MOST_DAYS = 5
 
 
@@ -24,7 +24,7 @@ def rpo(settings: Settings, age: float | None, *, sure: bool) -> Verdict:
         if age <= (target + SLACK).total_seconds():
             return Verdict(holds=True, said=said)
     if not sure:
-        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=ASK_AGAIN)
     return Verdict(holds=False, said=said, advice="backup-dag doctor, then backup-dag backup")
 
 
@@ -47,7 +47,7 @@ def proof(proven: bool, *, sure: bool) -> Verdict:
         return Verdict(holds=True, said="a restore has proven one")
     said = "no backup that is left was ever proven by a restore"
     if not sure:
-        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=ASK_AGAIN)
     return Verdict(holds=False, said=said, advice=_PROVE)
 
 
@@ -58,7 +58,7 @@ def intact(losses: Sequence[Verdict] | None, *, sure: bool, any_stored: bool) ->
         return Verdict(holds=None, said="there is no copy that could be damaged")
     said = "no copy of the last days is known to be damaged, unproven or taken away"
     if losses is None or (not losses and not sure):
-        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said=f"{said}, as far as was asked", advice=ASK_AGAIN)
     return _first_of(losses) or Verdict(holds=True, said=said)
 
 
@@ -77,7 +77,7 @@ def _first_of(wrong: Sequence[Verdict]) -> Verdict | None:
 def days(missing: Sequence[date] | None, window: int, *, begun: bool) -> Verdict:
     """The days without a good backup, of so many; None where that is not known."""
     if missing is None:
-        return Verdict(holds=None, said="which days have a good backup is not known", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said="which days have a good backup is not known", advice=ASK_AGAIN)
     if not begun:
         return Verdict(holds=None, said="the first night is still to come")
     if not missing:
@@ -92,16 +92,22 @@ def days(missing: Sequence[date] | None, window: int, *, begun: bool) -> Verdict
     )
 
 
-def encryption(newest: Encryption | None, unencrypted: int | None) -> Verdict:
-    """Of the newest good backup, and of how many there are that are not encrypted."""
+def encryption(
+    newest: Encryption | None, unencrypted: int | None, unopened: BackupDagError | None
+) -> Verdict:
+    """Of the newest good backup, and of how many there are that are not encrypted. `unopened`: why nothing
+    that is set here opens the newest."""
     if newest is None:
         return Verdict(holds=None, said="there is no good backup whose encryption could be told")
     if newest.mode == "off":
         said, advice = "the newest good backup is NOT encrypted", "set BACKUP_ENCRYPTION=on and a key"
         return Verdict(holds=False, said=said, advice=advice)
+    if unopened:
+        said = f"the newest good backup cannot be opened here: {unopened.message}"
+        return Verdict(holds=False, said=said, advice=unopened.hint)
     said = f"{newest.cipher or 'encrypted'}, {newest.mode}, {', '.join(newest.key_fingerprints)}"
     if unencrypted is None:
-        return Verdict(holds=None, said=f"the newest: {said}; others are not known", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said=f"the newest: {said}; others are not known", advice=ASK_AGAIN)
     if unencrypted:
         others = "others are" if unencrypted > 1 else "other is"
         said = f"the newest good backup is encrypted, {unencrypted} {others} not"
@@ -127,5 +133,5 @@ def lock(until: datetime | None, *, shown: bool) -> Verdict:
 def no_copy_to_lock(*, sure: bool) -> Verdict:
     """Where no good copy in a bucket is known."""
     if not sure:
-        return Verdict(holds=None, said="the bucket's locks are not known", advice=_ASK_AGAIN)
+        return Verdict(holds=None, said="the bucket's locks are not known", advice=ASK_AGAIN)
     return Verdict(holds=False, said="nothing is locked: there is no good copy in a bucket")

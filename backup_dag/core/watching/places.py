@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from backup_dag.core.address import this_machine
 
+ASK_AGAIN = "ask again once the store answers"
+"""What to do about what is not known."""
+
 _HERE = "this machine"
 
 
@@ -38,33 +41,35 @@ def machine_of(host: str | None) -> str | None:
     return host if host is None else _HERE if this_machine(host) else host.lower()
 
 
-def three_copies(places: Sequence[Place], *, all_asked: bool) -> Verdict:
+def three_copies(places: Sequence[Place], configured: bool, away: Sequence[str]) -> Verdict:
+    """`configured`: whether the database itself is known here; `away`: the stores that did not answer."""
     said = f"{len(places)} {'copies' if len(places) != 1 else 'copy'}: {_named(places)}"
     if len(places) >= 3:
         return Verdict(holds=True, said=said)
-    return Verdict(
-        holds=False if all_asked else None,
-        said=said,
-        advice="keep one in BACKUP_DIR and one in a bucket (AWS_S3_BUCKET)",
-    )
+    if away:
+        return _not_known(f"{said}, as far as was asked", away)
+    advice = "keep one in BACKUP_DIR and one in a bucket (AWS_S3_BUCKET)"
+    return Verdict(holds=False if configured else None, said=said, advice=advice)
 
 
-def two_media(places: Sequence[Place], *, all_asked: bool) -> Verdict:
+def two_media(places: Sequence[Place], configured: bool, away: Sequence[str]) -> Verdict:
+    """As `three_copies`."""
     machines = sorted({place.machine for place in places if place.machine})
-    known = all_asked and all(place.machine for place in places)
+    known = configured and not away and all(place.machine for place in places)
     which = "all copies are" if known else "all copies whose machine is known are"
     said = f"{which} on {machines[0]}" if len(machines) == 1 else f"on {', '.join(machines)}"
     if len(machines) >= 2:
         return Verdict(holds=True, said=said)
-    return Verdict(
-        holds=False if known else None,
-        said=said if machines else "no copy whose machine is known",
-        advice="what one machine holds is lost with it: use a bucket elsewhere (AWS_S3_BUCKET)",
-    )
+    if not machines:
+        said = "no copy whose machine is known"
+    if away:
+        return _not_known(f"{said}, as far as was asked", away)
+    advice = "what one machine holds is lost with it: use a bucket elsewhere (AWS_S3_BUCKET)"
+    return Verdict(holds=False if known else None, said=said, advice=advice)
 
 
-def one_off_site(places: Sequence[Place], *, bucket: bool, all_asked: bool) -> Verdict:
-    """`bucket`: whether one is set."""
+def one_off_site(places: Sequence[Place], bucket: bool, away: Sequence[str]) -> Verdict:
+    """`bucket`: whether one is set; `away` as in `three_copies`."""
     near = {_HERE, *(place.machine for place in places if place.what == "database")}
     in_buckets = [place for place in places if place.what == "s3"]
     far = [place for place in in_buckets if place.machine not in near]
@@ -75,11 +80,17 @@ def one_off_site(places: Sequence[Place], *, bucket: bool, all_asked: bool) -> V
         return Verdict(holds=False, said=said, advice="use a bucket of another site (AWS_ENDPOINT_URL_S3)")
     if not bucket:
         return Verdict(holds=False, said="no bucket is set", advice="set AWS_S3_BUCKET and its credentials")
+    if "s3" in away:
+        return _not_known("what the bucket holds is not known", away)
     return Verdict(
-        holds=False if all_asked else None,
+        holds=False if not away else None,
         said="the newest good backup has no good copy in the bucket",
         advice="backup-dag backup copies what the bucket lacks",
     )
+
+
+def _not_known(said: str, away: Sequence[str]) -> Verdict:
+    return Verdict(holds=None, said=f"{said}; {', '.join(away)} did not answer", advice=ASK_AGAIN)
 
 
 def _named(places: Sequence[Place]) -> str:

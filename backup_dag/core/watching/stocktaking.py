@@ -11,9 +11,12 @@ from backup_dag.core import history, nights
 from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores
 from backup_dag.core.databases import Database, told_apart
 from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, DiskError, StoreError
+from backup_dag.core.key import why_unopened
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching import judged
-from backup_dag.core.watching.concerns import Concern, failed_checks, losses, recent
+from backup_dag.core.watching.concern import Concern
+from backup_dag.core.watching.concerns import made_with, recent
+from backup_dag.core.watching.losses import failed_checks, losses
 from backup_dag.core.watching.places import Place, Verdict, machine_of, one_off_site, three_copies, two_media
 from backup_dag.core.watching.posture import Aged, DatabasePosture, Posture, Recovery
 from backup_dag.core.watching.strip import DAYS, strip
@@ -128,14 +131,14 @@ class _Eye:
             verdicts={
                 "rpo": judged.rpo(self._settings, newest.age_seconds if newest else None, sure=sure),
                 "rto": judged.rto(self._settings, last.seconds if last else None),
-                "copies": three_copies(places, all_asked=sure and self._database is not None),
-                "media": two_media(places, all_asked=sure and self._database is not None),
-                "off_site": one_off_site(places, bucket=self._bucket, all_asked=sure),
+                "copies": three_copies(places, self._database is not None, self._away),
+                "media": two_media(places, self._database is not None, self._away),
+                "off_site": one_off_site(places, self._bucket, self._away),
                 "proof": judged.proof(proof is not None, sure=sure),
                 "intact": judged.intact(self._losses(), sure=sure, any_stored=bool(self._every)),
                 **self._own_checks(),
                 "days": judged.days(missing, window, begun=bool(self._nights)),
-                "encryption": judged.encryption(encryption, unencrypted),
+                "encryption": judged.encryption(encryption, unencrypted, self._unopened()),
                 "immutability": lock[1],
             },
         )
@@ -146,6 +149,10 @@ class _Eye:
             return None
         found = recent(self._every, self._now)
         return list(map(_verdict, losses(self._settings, self._catalog, found, self._name, self._now)))
+
+    def _unopened(self) -> BackupDagError | None:
+        """Why what is set here does not open the newest good backup."""
+        return why_unopened(self._settings, made_with(self._good)) if self._good else None
 
     def _own_checks(self) -> dict[str, Verdict]:
         """What the user's own said in the last drill, where it asked any."""

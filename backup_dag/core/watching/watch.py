@@ -14,7 +14,8 @@ from backup_dag.core.manifest import BackupId
 from backup_dag.core.nights import CLOCKS_APART, SLACK
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Alert, deliver, heartbeat, protection
-from backup_dag.core.watching.concerns import Concern, concerns, misconfigured, out_of_reach, unwritable
+from backup_dag.core.watching.concern import Concern
+from backup_dag.core.watching.concerns import concerns, misconfigured, out_of_reach, unwritable
 from backup_dag.core.watching.telling import Book, Seen, opened, waiting
 
 __all__ = ["Looked", "beat", "digest", "look", "tell", "waiting"]
