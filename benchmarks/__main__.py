@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from benchmarks.dagster_run import seconds_to_first_byte
 from benchmarks.database import build
 from benchmarks.measure import Measured, measure, middle
 from benchmarks.proving import proven
+from benchmarks.rekeying import rekeyed
 from benchmarks.restoring import OURS_SQL, restored
 from demo.servers import Postgres, S3Server
 
@@ -166,6 +168,17 @@ The backup lies in the local folder. A drill's server is its own, on the same ma
 {proving.table(found)}"""
 
 
+def rekeyings(bench: Bench, runs: int) -> str:
+    found = rekeyed(bench, runs)
+    return f"""## Another passphrase
+
+`make bench`, {datetime.now(UTC):%Y-%m-%d}, one local backup of {found.dump / 1e9:.2f} GB of dump,
+{found.artifact / 1e6:.0f} MB encrypted, medians of {runs} runs in turn.
+
+{found.table()}
+"""
+
+
 def sizes(bench: Bench) -> int:
     with closing(psycopg2.connect(bench.postgres.url("big"))) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_database_size('big')")
@@ -189,13 +202,15 @@ def create(postgres: Postgres, name: str, scale: float) -> None:
     build(postgres.url(name), scale)
 
 
+MEASURES = {"backup": report, "restore": restores, "proof": proofs, "rekey": rekeyings}
+"""In the order of their parts in the results."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="1 is about 2 GB of dump")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--only", choices=["backup", "restore", "proof"], help="measure one, and leave the others as they are"
-    )
+    parser.add_argument("--only", choices=[*MEASURES], help="measure one, and leave the others as they are")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as ground:
         folder = Path(ground)
@@ -203,9 +218,8 @@ def main() -> None:
             create(postgres, "big", chosen.scale)
             create(postgres, "small", chosen.scale / 10)
             bench = Bench(postgres, s3, folder)
-            measures = {"backup": report, "restore": restores, "proof": proofs}
-            found = dict(zip(measures, parts(), strict=True))
-            for name, measured in measures.items():
+            found = parts()
+            for name, measured in MEASURES.items():
                 if chosen.only in (None, name):
                     found[name] = measured(bench, chosen.runs)
                     shutil.rmtree(folder / "backups", ignore_errors=True)
@@ -214,11 +228,11 @@ def main() -> None:
     RESULTS.write_text(text)
 
 
-def parts() -> tuple[str, str, str]:
-    """What was measured last: of backups, of restores, and of proofs."""
-    backup, heading, rest = RESULTS.read_text().partition("## Restore")
-    restore, proof, found = rest.partition("## Proof")
-    return backup, heading + restore, proof + found
+def parts() -> dict[str, str]:
+    """What was measured last, by what was measured."""
+    first, *others = re.split(r"^(?=## )", RESULTS.read_text(), flags=re.MULTILINE)
+    found = [first, *others]
+    return dict(zip(MEASURES, [*found, *[""] * len(MEASURES)], strict=False))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
-from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
+from dagster import AssetKey, DagsterEventType, DagsterInstance, Definitions, ExecuteInProcessResult
 from pydantic import SecretStr
 
 from backup_dag.core.audit import entries
@@ -17,7 +17,7 @@ from backup_dag.core.catalog import Catalog
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.defs.location import code_location
-from demo.servers import Postgres, S3Server
+from demo.servers import Postgres, S3Server, free_port
 from tests.conftest import make_database, run_sql
 from tests.gate import Gate
 
@@ -181,6 +181,29 @@ def test_a_bucket_that_never_answers_costs_only_the_copy(
     assert failure is not None
     assert f"listing s3://{bucket}/ failed" in str(failure.error)
     assert latest(instance, "s3_copy") is None
+
+
+def test_an_upload_is_tried_again_where_that_can_help_and_says_why_it_failed_in_the_end(
+    backed: Settings, instance: DagsterInstance, bucket: str
+) -> None:
+    assert run(code_location(backed), instance, today(), STAGES).success
+    nobody = f"http://127.0.0.1:{free_port()}"
+    again = {"backup_s3_retries": 2, "backup_s3_retry_seconds": 1}
+    away = backed.model_copy(update={"aws_endpoint_url_s3": nobody, **again})
+    began = time.monotonic()
+    result = run(code_location(away), instance, today(), ["s3_copy"])
+    assert time.monotonic() - began > 1 + 2, "twice as long before the second time"
+    tries = [event for event in result.all_events if event.event_type == DagsterEventType.STEP_UP_FOR_RETRY]
+    assert len(tries) == 2
+    failure = result.failure_data_for_node("sample__s3_copy")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert f"s3://{bucket}/" in (failure.user_failure_data.description or "")
+    assert failure.user_failure_data.metadata["exit_code"].value == 7
+    locked_out = backed.model_copy(update={"aws_s3_bucket": "no-such-bucket-of-ours", **again})
+    result = run(code_location(locked_out), instance, today(), ["s3_copy"])
+    assert not result.success
+    assert DagsterEventType.STEP_UP_FOR_RETRY not in {event.event_type for event in result.all_events}
 
 
 def test_a_past_days_local_backup_can_be_copied_by_itself(

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus
 
 from demo.servers import S3Server
 from tests.conftest import Terminal
@@ -19,11 +21,13 @@ from tests.test_faults import MID_DUMP, alive_of, artifact_in_work, wait_until, 
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ["raw_dump", "compressed_artifact", "encrypted_artifact", "checksum", "s3_copy"]
+MID_UPLOAD = 3 << 20
+SOON = 20  # seconds: less than the first wait before an upload is tried again
 PutGate = Callable[[str, int], tuple[str, Gate]]
 
 
 class Run:
-    """`dagster asset materialize` of today's partition, held in the middle of its dump."""
+    """`dagster asset materialize` of today's partition, held by a gate."""
 
     def __init__(self, ours: Terminal, gate: Gate, process: "subprocess.Popen[str]") -> None:
         self.ours, self.gate, self.process = ours, gate, process
@@ -50,12 +54,23 @@ def run(
     gated: PutGate,
     tmp_path: Path,
 ) -> Iterator[Run]:
+    """Held in the middle of its dump."""
     through_gate, gate = gated(large, MID_DUMP)
-    ours = with_temporary_folder(terminal(through_gate))
+    with materializing(terminal(through_gate), gate, tmp_path, s3.environment(), bucket) as begun:
+        wait_until(lambda: artifact_in_work(begun.ours) > 0)
+        yield begun
+
+
+@contextmanager
+def materializing(
+    ours: Terminal, gate: Gate, tmp_path: Path, at_s3: Mapping[str, str], bucket: str
+) -> Iterator[Run]:
+    """Until it is held by the gate."""
+    ours = with_temporary_folder(ours)
     home = tmp_path / "dagster"
     home.mkdir()
     (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text().replace(": .dagster", f": {home}"))
-    environment = {**ours.environment, **s3.environment(), "AWS_S3_BUCKET": bucket, "DAGSTER_HOME": str(home)}
+    environment = {**ours.environment, **at_s3, "AWS_S3_BUCKET": bucket, "DAGSTER_HOME": str(home)}
     ours.environment = environment
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     words = ["asset", "materialize", "-m", "backup_dag.definitions", "--select", '+key:"large/s3_copy"']
@@ -69,7 +84,6 @@ def run(
     )
     try:
         gate.wait_until_held()
-        wait_until(lambda: artifact_in_work(ours) > 0)
         yield Run(ours, gate, process)
     finally:
         process.kill()
@@ -100,6 +114,33 @@ def test_a_death_in_mid_run_materializes_nothing_and_leaves_nothing(run: Run, de
         assert "pg_dump was killed by SIGKILL" in said
     for secret in ("correct horse", run.ours.environment["AWS_SECRET_ACCESS_KEY"]):
         assert secret not in said
+
+
+def test_a_run_that_is_told_to_end_in_mid_upload_ends_and_does_not_try_again(
+    large: str,
+    bucket: str,
+    s3: S3Server,
+    terminal: Callable[[str], Terminal],
+    gated: PutGate,
+    tmp_path: Path,
+) -> None:
+    endpoint, gate = gated(s3.endpoint, MID_UPLOAD)
+    at_s3 = {**s3.environment(), "AWS_ENDPOINT_URL_S3": endpoint}
+    with materializing(terminal(large), gate, tmp_path, at_s3, bucket) as begun:
+        began = time.monotonic()
+        begun.process.send_signal(signal.SIGTERM)
+        begun.end()
+        assert time.monotonic() - began < SOON
+        assert begun.process.returncode != 0
+        with begun.instance() as instance:
+            assert instance.get_latest_materialization_event(AssetKey(["large", "s3_copy"])) is None
+            assert instance.get_latest_materialization_event(AssetKey(["large", "checksum"])) is not None
+            [recorded] = instance.get_runs()
+            assert recorded.status != DagsterRunStatus.SUCCESS
+            kinds = {each.dagster_event_type for each in instance.all_logs(recorded.run_id)}
+            assert DagsterEventType.STEP_UP_FOR_RETRY not in kinds
+    assert s3.client().list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+    assert s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
 
 
 def test_the_run_that_is_not_disturbed_records_all_of_it(run: Run) -> None:

@@ -58,9 +58,10 @@ class Orchestra:
                 configured = configured.replace(ours, shorter)
             (self.home / "dagster.yaml").write_text(configured)
             socket = str(self.home / "socket")
+            self.instance = begun.enter_context(DagsterInstance.from_config(str(self.home)))
+            self.instance.get_runs_count()  # its tables are made, before there are two who would make them
             self.server = self._serve(socket)
             begun.callback(self.end)
-            self.instance = begun.enter_context(DagsterInstance.from_config(str(self.home)))
             self._wait_for(socket)
             target = GrpcServerTarget(host="localhost", port=None, socket=socket, location_name=_LOCATION)
             self._workspace = begun.enter_context(WorkspaceProcessContext(self.instance, target))

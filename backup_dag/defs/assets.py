@@ -16,13 +16,11 @@ from dagster import (
     AssetObservation,
     AssetsDefinition,
     AssetSpec,
-    Backoff,
     Config,
     DailyPartitionsDefinition,
     DataVersion,
     FreshnessPolicy,
     MaterializeResult,
-    RetryPolicy,
     asset,
     multi_asset,
 )
@@ -41,7 +39,7 @@ from backup_dag.core.store.s3 import S3Store, client_from
 from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata
 from backup_dag.defs.drilling import restore_drill
-from backup_dag.defs.words import in_dagsters_words, progress
+from backup_dag.defs.words import in_dagsters_words, progress, tried_again
 
 MISSED = "backup_dag/missed"
 """The tag of runs that the sensor asks for, of nights that no schedule's run made a backup for."""
@@ -175,15 +173,11 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
                 description="The bucket holds every file of it, of the size promised, and the same manifest.",
             )
         ],
-        retry_policy=RetryPolicy(
-            max_retries=settings.backup_s3_retries,
-            delay=settings.backup_s3_retry_seconds,
-            backoff=Backoff.EXPONENTIAL,
-        ),
     )
     def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it by this name alone
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
-        with in_dagsters_words():
+        again = tried_again(context, settings.backup_s3_retries, settings.backup_s3_retry_seconds)
+        with again, in_dagsters_words():
             local, bucket = LocalStore(settings.backup_dir), S3Store(client_from(s3.get_client), settings)
             newest, *_ = copy_offsite(local, bucket, database.name, day, progress(context, "uploaded"))
             copies = Catalog([bucket]).load(newest.manifest.id).copies

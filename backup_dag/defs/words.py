@@ -11,6 +11,7 @@ from dagster import (
     Failure,
     MetadataValue,
     OpExecutionContext,
+    RetryRequested,
 )
 
 from backup_dag.core.audit import acting_for
@@ -61,6 +62,19 @@ def in_dagsters_words() -> Iterator[None]:
             metadata={"next": MetadataValue.text(error.hint), "exit_code": error.exit_code},
             allow_retries=error.retryable,
         ) from error
+
+
+@contextmanager
+def tried_again(context: AssetExecutionContext, times: int, seconds: float) -> Iterator[None]:
+    """A step that fails where trying again may help is tried again, so many times: after so many seconds, and
+    twice as long each time. Not by a policy on the step: Dagster holds to that also where the run is told to
+    end, which would then go on."""
+    try:
+        yield
+    except Failure as failure:
+        if failure.allow_retries and context.retry_number < times:
+            raise RetryRequested(times, seconds * 2**context.retry_number) from failure
+        raise
 
 
 def day_of(context: AssetExecutionContext) -> str:
