@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +33,8 @@ from tests.core.made import ARTIFACT, ROLES
 
 Put = Callable[..., Manifest]
 FULL = Leave(force=True)
+ENDED = json.dumps(dict.fromkeys(("since", "until"), "2020-01-01T00:00:00+00:00"))
+"""A hold that has ended."""
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_what_the_policy_lets_go_goes_with_all_its_notes_and_nothing_else_does(
 ) -> None:
     new, old = lay(local, 1, "content"), lay(local, 9, "content")
     before = files(local)
-    local.put_note(old.id.file("hold-1-120000000000.json"), '{"until": "2020-01-01T00:00:00+00:00"}')
+    local.put_note(old.id.file("hold-1-120000000000.json"), ENDED)
     strangers = ["notes.txt", f"{old.id}.sql", f"{old.id}", f"{old.id}.sql.gz.gpg.part", "backup_orders.json"]
     for name in strangers:
         (local.folder / name).write_text("someone else's")
@@ -99,7 +100,7 @@ def test_what_the_policy_lets_go_goes_with_all_its_notes_and_nothing_else_does(
     left = {name: content for name, content in before.items() if name.startswith(str(new.id))}
     assert files(local) == left | dict.fromkeys(strangers, b"someone else's")
     gone = sum(len(content) for name, content in before.items() if name.startswith(str(old.id)))
-    assert report.freed == gone + len('{"until": "2020-01-01T00:00:00+00:00"}')
+    assert report.freed == gone + len(ENDED)
     assert [str(each.id) for each in report.removed] == [str(old.id)]
     assert report.errors == []
     assert not run(policy, local).removed
@@ -192,7 +193,7 @@ def test_one_that_is_taken_hold_of_after_the_look_stays(
         def remove(self, name: str) -> None:
             super().remove(name)
             note = younger.id.file("hold-1-120000000000.json")
-            self.put_note(note, json.dumps({"until": (datetime.now(UTC) + LONG_AGO).isoformat()}))
+            self.put_note(note, "{}")
 
     report = run(policy, Taken(local.folder))
     assert [each.id for each in report.removed] == [older.id]
@@ -204,15 +205,18 @@ def test_holds_that_hold_nothing_any_more_go_and_their_backup_stays(
     policy: Settings, local: LocalStore, lay: Put
 ) -> None:
     new = lay(local, 1, "content")
-    of, later = new.id.file, (datetime.now(UTC) + LONG_AGO).isoformat()
+    of = new.id.file
+    with held(local, new.id):
+        [note] = local.folder.glob("*.hold-*")
+        text = note.read_text()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
     killed, ended, living = (
         of(f"hold-{gone.stdout.decode().strip()}-1.json"),
         of("hold-1-1.json"),
         of(f"hold-{os.getppid()}-1.json"),
     )
-    for name, until in ((killed, later), (ended, "2020-01-01T00:00:00+00:00"), (living, later)):
-        local.put_note(name, json.dumps({"host": socket.gethostname(), "until": until}))
+    for name, said in ((killed, text), (ended, ENDED), (living, text)):
+        local.put_note(name, said)
     run(policy, local, leave=Leave(dry_run=True))
     assert {killed, ended, living} < files(local).keys()
     run(policy, local)

@@ -9,7 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
-from dagster import AssetKey, DagsterEventType, DagsterInstance, Definitions, ExecuteInProcessResult
+from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 from pydantic import SecretStr
 
 from backup_dag.core.audit import entries
@@ -193,8 +193,7 @@ def test_an_upload_is_tried_again_where_that_can_help_and_says_why_it_failed_in_
     began = time.monotonic()
     result = run(code_location(away), instance, today(), ["s3_copy"])
     assert time.monotonic() - began > 1 + 2, "twice as long before the second time"
-    tries = [event for event in result.all_events if event.event_type == DagsterEventType.STEP_UP_FOR_RETRY]
-    assert len(tries) == 2
+    assert told_again(instance, result) == ["trying again in 1 s, 1 of 2", "trying again in 2 s, 2 of 2"]
     failure = result.failure_data_for_node("sample__s3_copy")
     assert failure is not None
     assert failure.user_failure_data is not None
@@ -203,7 +202,12 @@ def test_an_upload_is_tried_again_where_that_can_help_and_says_why_it_failed_in_
     locked_out = backed.model_copy(update={"aws_s3_bucket": "no-such-bucket-of-ours", **again})
     result = run(code_location(locked_out), instance, today(), ["s3_copy"])
     assert not result.success
-    assert DagsterEventType.STEP_UP_FOR_RETRY not in {event.event_type for event in result.all_events}
+    assert told_again(instance, result) == []
+
+
+def told_again(instance: DagsterInstance, result: ExecuteInProcessResult) -> list[str]:
+    said = [entry.user_message.splitlines() for entry in instance.all_logs(result.run_id)]
+    return [lines[-1] for lines in said if lines and lines[-1].startswith("trying again")]
 
 
 def test_a_past_days_local_backup_can_be_copied_by_itself(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from demo.servers import S3Server
 from tests.conftest import Terminal
@@ -137,10 +137,28 @@ def test_a_run_that_is_told_to_end_in_mid_upload_ends_and_does_not_try_again(
             assert instance.get_latest_materialization_event(AssetKey(["large", "checksum"])) is not None
             [recorded] = instance.get_runs()
             assert recorded.status != DagsterRunStatus.SUCCESS
-            kinds = {each.dagster_event_type for each in instance.all_logs(recorded.run_id)}
-            assert DagsterEventType.STEP_UP_FOR_RETRY not in kinds
+            said = "".join(entry.user_message for entry in instance.all_logs(recorded.run_id))
+            assert "trying again" not in said
     assert s3.client().list_objects_v2(Bucket=bucket)["KeyCount"] == 0
     assert s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+
+
+def test_a_run_that_is_told_to_end_while_it_waits_to_try_again_ends(
+    large: str, bucket: str, terminal: Callable[[str], Terminal], gated: PutGate, s3: S3Server, tmp_path: Path
+) -> None:
+    endpoint, gate = gated(s3.endpoint, MID_UPLOAD)
+    at_s3 = {**s3.environment(), "AWS_ENDPOINT_URL_S3": endpoint, "BACKUP_STALL_SECONDS": "2"}
+    with materializing(terminal(large), gate, tmp_path, at_s3, bucket) as begun:
+        assert begun.process.stdout is not None
+        while "trying again in 60 s" not in (line := begun.process.stdout.readline()):
+            assert line, "it ended before"
+        began = time.monotonic()
+        begun.process.send_signal(signal.SIGTERM)
+        begun.end()
+        assert time.monotonic() - began < SOON
+        assert begun.process.returncode != 0
+        with begun.instance() as instance:
+            assert instance.get_latest_materialization_event(AssetKey(["large", "s3_copy"])) is None
 
 
 def test_the_run_that_is_not_disturbed_records_all_of_it(run: Run) -> None:

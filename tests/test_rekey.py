@@ -23,9 +23,9 @@ from backup_dag.core.audit import entries
 from backup_dag.core.backup import order_for, take_backup
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import GuardRefused, StoreError
-from backup_dag.core.holds import held, held_by_another, sweep_holds
+from backup_dag.core.holds import held, holder, sweep_holds
 from backup_dag.core.key import Key, passphrase_fingerprint
-from backup_dag.core.manifest import Verification
+from backup_dag.core.manifest import Bytes, Verification
 from backup_dag.core.rekey import Rekeyed, Rekeying
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages import encryption
@@ -274,24 +274,47 @@ def test_a_bucket_that_falls_silent_keeps_no_local_copy_from_its_turn(
     tmp_path: Path,
 ) -> None:
     ours = terminal(large)
-    for _ in range(2):
+    for _ in range(3):
         assert here(ours, "backup", **at_bucket(s3, bucket)).returncode == 0
+    [oldest, *_] = manifests(ours.backups)
+    for path in ours.backups.glob(f"{oldest['backup']}.*"):
+        path.unlink()  # it is in the bucket alone
     endpoint, gate = gated(s3.endpoint, MID_UPLOAD)
     silent = {**at_bucket(s3, bucket, endpoint), **ROTATED, "BACKUP_STALL_SECONDS": "3"}
     done = here(ours, "rekey", **silent)
     gate.wait_until_held()
     assert done.returncode == 7, done.stderr
     assert "2 copies re-encrypted" in done.stderr
-    assert f"the copies of 2 backups in s3://{bucket}/ were not dealt with" in done.stderr
+    assert f"the copies of 3 backups in s3://{bucket}/ were not dealt with" in done.stderr
     assert "take it out" not in done.stderr
     assert assert_whole(ours.backups, NEW) == [NEW, NEW]
-    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY) == [KEY, KEY]
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY) == [KEY, KEY, KEY]
     gate.open()
     again = here(ours, "rekey", **at_bucket(s3, bucket), **ROTATED)
     assert again.returncode == 0, again.stderr
-    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), NEW) == [NEW, NEW]
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), NEW) == [NEW, NEW, NEW]
     assert_nothing_else(tmp_path / "fetched")
-    assert manifests(ours.backups) == manifests(tmp_path / "fetched")
+    assert manifests(ours.backups) == manifests(tmp_path / "fetched")[1:]
+
+
+def test_where_nothing_was_looked_at_nobody_is_told_to_take_the_old_passphrase_out(
+    here: Here, sample: str, terminal: MakeTerminal
+) -> None:
+    """BACKUP_DIR may only not be mounted."""
+    done = here(terminal(sample), "rekey", **ROTATED)
+    assert done.returncode == 0
+    assert "take it out" not in done.stderr
+
+
+def test_what_is_not_encrypted_may_still_need_the_old_passphrase(
+    here: Here, sample: str, terminal: MakeTerminal
+) -> None:
+    ours = terminal(sample)
+    assert here(ours, "backup", BACKUP_ENCRYPTION="off").returncode == 0
+    done = here(ours, "rekey", **ROTATED)
+    assert done.returncode == 0, done.stderr
+    assert "1 copy not encrypted, and authenticated by an old passphrase" in done.stderr
+    assert "take it out" not in done.stderr
 
 
 KILLED = """
@@ -476,6 +499,42 @@ def test_a_damaged_copy_does_not_stand_in_the_way_of_a_good_one(
     assert assert_whole(kept.folder, NEW) == [NEW, NEW], "the good copy took the damaged one's place"
 
 
+def test_a_copy_that_rotted_since_it_was_brought_keeps_no_other_under_the_old_passphrase(
+    kept: LocalStore, rotated: Settings, tmp_path: Path
+) -> None:
+    shutil.copytree(kept.folder, tmp_path / "second")
+    second = LocalStore(tmp_path / "second")
+    assert [each.fate for each in rekeyed(rotated, kept)] == ["rekeyed", "rekeyed"]
+    rotten = kept.folder / manifests(kept.folder)[1]["artifact"]["name"]
+    rotten.write_bytes(bytes(rotten.stat().st_size))
+    assert [each.fate for each in rekeyed(rotated, kept, second)] == [
+        "failed",
+        "rekeyed",
+        "current",
+        "rekeyed",
+    ]
+    assert assert_whole(second.folder, NEW) == [NEW, NEW]
+    [newest, _] = Catalog([kept]).survey().ids
+    assert not Catalog([kept]).load(newest).good, "it is noted beside it"
+
+
+def test_what_two_hosts_re_encrypted_each_for_itself_is_still_one_backup(
+    kept: LocalStore, rotated: Settings, tmp_path: Path
+) -> None:
+    """As where the bucket was away for the first of them."""
+    shutil.copytree(kept.folder, tmp_path / "second")
+    second = LocalStore(tmp_path / "second")
+    assert [each.fate for each in rekeyed(rotated, kept)] == ["rekeyed", "rekeyed"]
+    assert [each.fate for each in rekeyed(rotated, second)] == ["rekeyed", "rekeyed"]
+    assert manifests(kept.folder) != manifests(second.folder)
+    for backup in Catalog([kept, second]).survey().ids:
+        copies = Catalog([kept, second]).load(backup).copies
+        assert [copy.fault for copy in copies] == ["", ""]
+        for copy in copies:
+            assert examine(rotated, copy, "content").passed
+    assert {each.fate for each in rekeyed(rotated, kept, second)} == {"current"}
+
+
 class OneBitOff:
     """A writer that changes the time in a gzip header on its way: what it says unpacks to the same."""
 
@@ -561,13 +620,48 @@ def test_the_facts_of_a_manifest_stay_and_good_checks_too(kept: LocalStore, rota
 
 def test_what_is_in_use_is_left_and_named(kept: LocalStore, rotated: Settings) -> None:
     [newest, oldest] = Catalog([kept]).survey().ids
-    held_elsewhere = {"host": "another", "until": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}
-    kept.put_note(newest.file("hold-1-1.json"), json.dumps(held_elsewhere))
+    kept.put_note(newest.file("hold-4711-1.json"), json.dumps({"host": "another"}))
     done = rekeyed(rotated, kept)
     assert [each.fate for each in done] == ["failed", "rekeyed"]
     assert isinstance(done[0].error, GuardRefused)
-    assert "somebody is reading it" in done[0].error.message
-    assert not held_by_another(kept, oldest)
+    assert "somebody is reading it: process 4711 of another" in done[0].error.message
+    assert not holder(kept, oldest)
+
+
+@pytest.mark.parametrize("when", ["while it is re-encrypted", "when the manifest is in its place"])
+def test_who_begins_to_read_meanwhile_reads_to_the_end(
+    kept: LocalStore, rotated: Settings, when: str
+) -> None:
+    [newest, _] = Catalog([kept]).survey().ids
+    hold = newest.file("hold-4711-1.json")
+
+    class Read(LocalStore):
+        def replace(self, source: Path, name: str, expected: Bytes) -> None:
+            super().replace(source, name, expected)
+            if name == newest.file("json"):
+                kept.put_note(hold, "{}")
+
+    def watch(what: str) -> None:
+        if what.startswith("reading back") and not (kept.folder / hold).exists():
+            kept.put_note(hold, "{}")
+
+    def of_the_newest() -> dict[str, bytes]:
+        return {name: data for name, data in there(kept).items() if name.startswith(f"{newest}.")}
+
+    before = of_the_newest()
+    if when.startswith("while"):
+        first, *_ = Rekeying(rotated, [kept], watch).each(None)
+        assert of_the_newest().items() - {(hold, b"{}")} == before.items()
+    else:
+        first, *_ = Rekeying(rotated, [Read(kept.folder)]).each(None)
+        changed = {name for name, data in before.items() if of_the_newest()[name] != data}
+        assert changed == {newest.file("json"), newest.file("sha256")}
+    assert isinstance(first.error, GuardRefused)
+    assert "process 4711" in first.error.message
+    (kept.folder / hold).unlink()
+    assert rekeyed(rotated, kept)[0].fate == "rekeyed"
+    assert assert_whole(kept.folder, NEW) == [NEW, NEW]
+    assert_nothing_else(kept.folder)
 
 
 def test_a_hold_of_a_dead_process_keeps_nobody_waiting(kept: LocalStore, rotated: Settings) -> None:
@@ -579,9 +673,9 @@ def test_a_hold_of_a_dead_process_keeps_nobody_waiting(kept: LocalStore, rotated
         [note] = kept.folder.glob("*.hold-*")
         shutil.copy(note, note.with_name(note.name.replace(str(os.getpid()), child.stdout.strip())))
         shutil.copy(note, kept.folder / newest.file(f"hold-{os.getppid()}-1.json"))
-        assert held_by_another(kept, newest), "the parent of this process is alive"
+        assert holder(kept, newest), "the parent of this process is alive"
         (kept.folder / newest.file(f"hold-{os.getppid()}-1.json")).unlink()
-        assert not held_by_another(kept, newest)
+        assert not holder(kept, newest)
         sweep_holds(kept, newest)
         assert list(kept.folder.glob("*.hold-*")) == [note]
 

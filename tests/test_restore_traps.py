@@ -117,6 +117,26 @@ def test_a_half_made_database_that_someone_took_is_not_swept(
     assert asked(postgres.url(said["kept_as"]), "SELECT one FROM precious") == [(1,)]
 
 
+def test_what_the_server_made_for_a_restore_that_was_killed_meanwhile_is_swept_and_nothing_else(
+    ours: Terminal, shop: str, postgres: Postgres, here: Here
+) -> None:
+    """CREATE DATABASE goes on without whoever asked for it, and nobody is left to mark what comes of it."""
+    backed_up(here, ours)
+    name = name_of(shop)
+    unmarked, filled, used, said, another = (
+        *(f"{name}__restoring_20260101_00000{number}" for number in range(4)),
+        f"{name}_2__restoring_20260101_000000",
+    )
+    for each in (unmarked, filled, used, said, another):
+        run_sql(postgres.url(), f"CREATE DATABASE {each} TEMPLATE template0")
+    run_sql(postgres.url(filled), "CREATE FUNCTION precious() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    run_sql(postgres.url(), f"COMMENT ON DATABASE {said} IS 'mine'")
+    with closing(psycopg2.connect(postgres.url(used))):
+        done(here(ours, "restore", "--force"))
+    there = {row[0] for row in asked(postgres.url(), "SELECT datname FROM pg_database")}
+    assert {unmarked, filled, used, said, another} & there == {filled, used, said, another}
+
+
 def test_the_last_that_is_left_is_not_dropped(
     ours: Terminal, shop: str, postgres: Postgres, here: Here
 ) -> None:

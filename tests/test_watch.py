@@ -15,6 +15,8 @@ from backup_dag.core import history
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.errors import DeliveryFailed
 from backup_dag.core.keeping.cleanup import Leave, clean_up
+from backup_dag.core.key import passphrase_fingerprint
+from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
@@ -94,6 +96,13 @@ def seven_nights(local: LocalStore, work: Path, **how: Any) -> None:
     fill([local], work, [made(at(day), **how) for day in range(3, 10)])
 
 
+def under(passphrase: SecretStr, manifest: Manifest) -> Manifest:
+    key = [passphrase_fingerprint(passphrase.get_secret_value())]
+    return manifest.model_copy(
+        update={"encryption": manifest.encryption.model_copy(update={"key_fingerprints": key})}
+    )
+
+
 # when there is something to tell
 
 
@@ -106,12 +115,16 @@ def test_what_no_passphrase_here_opens_is_told_and_an_old_one_ends_it(
     assert (unopened.kind, unopened.database) == ("unopened", "shop")
     assert FINGERPRINT in unopened.happened
     assert "BACKUP_ENCRYPTION_OLD_KEY" in unopened.advice
+    assert "7 of the last 7 good backups" in unopened.happened
+    fill([local], work, [under(SecretStr("another: it was changed at once"), made(at(10)))])
+    [still] = found(changed, at(10, 3))
+    assert (still.kind, "7 of the last 8" in still.happened) == ("unopened", True)
     rotated = changed.model_copy(update={"backup_encryption_old_key": SecretStr(KEY)})
-    assert found(rotated, at(9, 3)) == []
+    assert found(rotated, at(10, 3)) == []
     lost = changed.model_copy(update={"backup_encryption_key_file": local.folder / "none"})
-    assert kinds(lost, at(9, 3)) == ["unopened"]
+    assert kinds(lost, at(10, 3)) == ["unopened"]
     bare = shop.model_copy(update={"backup_encryption_key": None})
-    assert found(bare, at(9, 3)) == [], "a machine that only looks needs no passphrase"
+    assert found(bare, at(10, 3)) == [], "a machine that only looks needs no passphrase"
 
 
 def test_a_shop_whose_nights_are_as_they_should_be_is_no_concern(

@@ -31,9 +31,11 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
     settings = load()
     catalog = Catalog(open_stores(settings))
     survey = catalog.survey(database)
-    shown = [catalog.load(backup) for backup in survey.ids[(page - 1) * limit : page * limit]]
+    shown = _loaded(catalog, survey.ids[(page - 1) * limit : page * limit])
     keys = _known(settings)
     latest_proven = _latest_proven(shown) if page == 1 else {}
+    strips = _strips(settings, catalog, survey.ids, database) if as_json or page == 1 else {}
+    missed = list(catalog.away.values())  # once all has been asked
     if as_json:
         terminal.document(
             {
@@ -41,12 +43,12 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
                 "total": len(survey.ids),
                 "page": page,
                 "latest_proven": latest_proven,
-                "last_days": _strips(settings, catalog, survey.ids, database),
+                "last_days": strips,
                 "strays": [{"address": stray.address, "why": stray.why} for stray in survey.strays],
-                "missed": [error_document(error) for error in survey.missed],
+                "missed": [error_document(error) for error in missed],
             }
         )
-        say_what_was_missed(survey.missed)
+        say_what_was_missed(missed)
         return
     terminal.table(
         ["backup", "age", "why", "size", "rows", "copies", "checked"],
@@ -54,7 +56,7 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
         right=["age", "size", "rows"],
     )
     if page == 1:
-        for name, signs in _strips(settings, catalog, survey.ids, database).items():
+        for name, signs in strips.items():
             proven = latest_proven.get(name)
             known = f"; latest-proven: {proven}" if proven else ""
             terminal.show(f"{signs}  {name}, the last {DAYS} days{known}")
@@ -75,7 +77,11 @@ def list_backups(database: str | None, limit: int, page: int, as_json: bool) -> 
                 terminal.say(f"left alone: {copy.remark}")
     for stray in survey.strays:
         terminal.say(f"left alone: {terminal.one_line(stray.address)} ({stray.why})")
-    say_what_was_missed(survey.missed)
+    say_what_was_missed(missed)
+
+
+def _loaded(catalog: Catalog, ids: Sequence[BackupId]) -> list[Backup]:
+    return [found for each in ids if (found := catalog.load_if_there(each))]
 
 
 def _known(settings: Settings) -> Fingerprints:
@@ -106,7 +112,7 @@ def _strips(
     names = [database] if database else sorted({backup.database for backup in ids})
     return {
         name: strip(
-            [catalog.load(each) for each in recent if each.database == name],
+            _loaded(catalog, [each for each in recent if each.database == name]),
             today(settings, now),
             zone=settings.zone,
         )

@@ -45,7 +45,8 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
                 _show(each)
     if any(each.fate == "rekeyed" for each in done):
         for bucket in stores[1:]:
-            send_if_possible(settings.backup_dir, bucket)
+            if bucket.address() not in rekeying.not_reached:
+                send_if_possible(settings.backup_dir, bucket)
     if as_json:
         terminal.document(
             {
@@ -105,7 +106,13 @@ def _end(
     if count["locked"]:
         said = f"{_copies(count['locked'])} locked by a store: under the old passphrase until the lock ends"
         errors.append(GuardRefused(said, hint=_KEEP_THE_OLD))
-    if not errors and not dry_run and database is None and settings.old_passphrases():
+    if rekeying.authenticated_by_old:
+        terminal.say(
+            f"{_copies(rekeying.authenticated_by_old)} not encrypted, and authenticated by an old passphrase:"
+            " keep it, set, for as long as they are kept"
+        )
+    looked_at_all = bool(done) and not (errors or rekeying.strays or rekeying.authenticated_by_old)
+    if looked_at_all and not dry_run and database is None and settings.old_passphrases():
         terminal.say(
             "nothing here needs an old passphrase any more: take it out of the settings. Keep it on paper for"
             " as long as there are older copies elsewhere, or versions that the bucket keeps"

@@ -7,7 +7,7 @@ is named, and left alone.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -204,6 +204,12 @@ class Catalog:
             )
         return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
 
+    def load_if_there(self, backup: BackupId) -> Backup | None:
+        """The same; None where it is gone, or no store is left to ask that may have it (`away`)."""
+        with suppress(BackupNotFound, StoreError, DiskError):
+            return self.load(backup)
+        return None
+
     def leave_out(self, store: Store, error: BackupDagError) -> None:
         """What a caller found out: a store has stopped answering, and is not to be waited for again."""
         self._missed.setdefault(store, error)
@@ -390,12 +396,21 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
         if there != file.bytes:
             found = "not there" if there is None else f"{there:,} bytes"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
-    known = verification(store, backup, sizes)
-    unread = known is None and backup.file(VERIFICATION) in sizes
-    remark = (
-        f"{store.address(backup.file(VERIFICATION))} is no record of this backup's checks" if unread else ""
-    )
+    known, remark = _noted(store, backup, sizes)
     return Copy(store, manifest, known, fault, remark, document)
+
+
+def _noted(store: Store, backup: BackupId, names: Collection[str]) -> tuple[Verification | None, str]:
+    """What earlier checks found, and why nobody can tell: one note that cannot be read hides no backup."""
+    name = backup.file(VERIFICATION)
+    try:
+        known = verification(store, backup, names)
+    except StoreUnreachable:
+        raise
+    except (StoreError, DiskError) as error:
+        return None, f"the record of this backup's checks cannot be read: {error.message}"
+    unread = known is None and name in names
+    return known, f"{store.address(name)} is no record of this backup's checks" if unread else ""
 
 
 def _bytes_of(store: Store, name: str, sizes: dict[str, int]) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backup_dag.core import process
-from backup_dag.core.errors import ConfigurationError
+from backup_dag.core.errors import BackupDagError, ConfigurationError
 
 _FIRST_TO_RESTRICT = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}  # minor versions, of 2025-08-14
 _NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
@@ -95,8 +95,11 @@ def _version_of(pg_dump: Path) -> str:
     try:
         said = process.output([pg_dump, "--version"], env=process.environment())
     except (OSError, process.ChildFailed) as error:
-        raise ConfigurationError(
-            f"asking {pg_dump} for its version failed: {error}", hint="mend or remove that installation"
-        ) from error
+        said = f"asking {pg_dump} for its version failed: {error}"
+        if isinstance(error, process.ChildFailed) and error.status < 0:  # nothing is wrong with it
+            raise BackupDagError(
+                said, hint="see who killed it (dmesg, for want of memory?); try again"
+            ) from None
+        raise ConfigurationError(said, hint="mend or remove that installation") from error
     match = re.search(r"\) (\d+[\w.]*)", said)
     return match.group(1) if match else "0"

@@ -303,10 +303,10 @@ class Manifest(_Document):
         return [*(file.name for file in self.files), ids.file(CHECKSUM), ids.file(MANIFEST)]
 
     def is_same_backup(self, other: "Manifest") -> bool:
-        """Whether both are of one backup: equal, or all that differs is the passphrase it is under."""
+        """Whether both are of one backup: equal, or all that differs is its encryption with a passphrase
+        (another, or the same one on two hosts, each for itself)."""
         return self == other or (
             self.encryption.mode == other.encryption.mode == "symmetric"
-            and self.encryption != other.encryption
             and self._whatever_the_key() == other._whatever_the_key()
         )
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from backup_dag.core.audit import audited
 from backup_dag.core.authenticity import authenticator, is_authentic
 from backup_dag.core.authenticity import check as check_authenticity
-from backup_dag.core.catalog import Backup, Catalog, Copy, verification
+from backup_dag.core.catalog import Backup, Catalog, Copy, Stray, verification
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -31,16 +31,17 @@ from backup_dag.core.errors import (
     StoreError,
     StoreUnreachable,
 )
-from backup_dag.core.holds import held, held_by_another, may_let_go, sweep_holds
+from backup_dag.core.holds import held, holder, may_let_go, sweep_holds
 from backup_dag.core.key import Key, decryption_key, encryption_key
-from backup_dag.core.manifest import VERIFICATION, BackupId, Manifest
+from backup_dag.core.manifest import VERIFICATION, BackupId, ByPassphrase, Manifest
 from backup_dag.core.reading import brought_near
 from backup_dag.core.reencryption import reencrypt
 from backup_dag.core.replacement import beside, replace_copy, tidy
 from backup_dag.core.settings import Settings
+from backup_dag.core.stages.checksum import compare
 from backup_dag.core.store.base import FOREVER, Store
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.stream import Observer, Watch
+from backup_dag.core.stream import Hashing, Observer, Watch
 from backup_dag.core.verify import examine, record
 from backup_dag.core.work import disk_error, one_at_a_time, work_directory
 
@@ -125,6 +126,9 @@ class Rekeying:
         self._authenticated = authenticator(settings)
         self._catalog = Catalog(stores)
         self._may_remove_in: dict[Store, bool] = {}
+        self.strays: list[Stray] = []
+        self.authenticated_by_old = 0
+        """How many copies are not encrypted, and authenticated by a passphrase that is not today's."""
         self.not_reached: Counter[str] = Counter()
         """How many backups may have a copy that could not be dealt with, by the address of its store."""
 
@@ -140,13 +144,12 @@ class Rekeying:
         stops answering is not asked again (`missed`, `not_reached`); the others go on. A dry run changes
         nothing. Raises what asking the stores for their listings raises, where none answers.
         """
-        backups = self._catalog.survey(database).ids
+        survey = self._catalog.survey(database)
+        backups, self.strays = survey.ids, survey.strays
         for number, backup in enumerate(backups, 1):
             self._which = f"{backup} ({number} of {len(backups)})"
-            if self._catalog.answering:
-                with suppress(BackupNotFound):  # cleaned up meanwhile
-                    found = self._catalog.load(backup)
-                    yield from self._looked_at(found) if dry_run else self._rekeyed(found)
+            if found := self._catalog.load_if_there(backup):
+                yield from self._looked_at(found) if dry_run else self._rekeyed(found)
             self.not_reached.update(store.address() for store in self._catalog.silent)
 
     def _looked_at(self, backup: Backup) -> list[Rekeyed]:
@@ -159,8 +162,13 @@ class Rekeying:
             manifest = copy.its_manifest(hint="see the other copy; docs/format.md says how to read it")
             found.under = manifest.encryption.key_fingerprints
             found.bytes = sum(file.bytes for file in manifest.files)
+            if copy.fault:
+                raise IntegrityError(copy.fault, hint="see the other copy; a damaged one is not re-encrypted")
             if manifest.encryption.mode != "symmetric":
-                found.fate = "other"
+                found.fate, by = "other", manifest.authentication
+                self.authenticated_by_old += (
+                    isinstance(by, ByPassphrase) and by.key not in self.key.fingerprints
+                )
             elif found.under == [*self.key.fingerprints]:
                 found.fate = "current"
             else:
@@ -180,18 +188,13 @@ class Rekeying:
 
     def _hold_to_what_it_takes(self, copy: Copy, manifest: Manifest, found: Rekeyed) -> None:
         """Raises why a copy cannot be re-encrypted."""
-        if copy.fault:
-            raise IntegrityError(copy.fault, hint="see the other copy; a damaged one is not re-encrypted")
         check_authenticity(self._settings, copy)
         decryption_key(self._settings, manifest.encryption)
         locks = [until for name in manifest.names if (until := copy.store.locked_until(name))]
         if locks:
             found.fate, found.locked_until = "locked", max(locks)
-        elif held_by_another(copy.store, manifest.id):
-            raise GuardRefused(
-                f"{copy.store.address(manifest.artifact.name)} is held: somebody is reading it",
-                hint="run it again when that is done",
-            )
+        else:
+            _refuse_while_read(copy.store, manifest)
 
     def _rekeyed(self, backup: Backup) -> list[Rekeyed]:
         """Deals with all copies of one backup: it is re-encrypted once, for all of them."""
@@ -202,9 +205,10 @@ class Rekeying:
         with ExitStack() as stack:
             try:
                 stack.enter_context(one_at_a_time(folder, f"copy-{of.database}"))
-                for copy in backup.copies:
-                    sweep_holds(copy.store, of)
-                    stack.enter_context(held(copy.store, of))
+                for store in [copy.store for copy in backup.copies]:
+                    if store not in self._catalog.silent:
+                        sweep_holds(store, of)
+                        stack.enter_context(held(store, of))
                 looked = self._looked_at(self._catalog.load(of))  # again, now that nobody else changes it
                 work = stack.enter_context(work_directory(folder))
                 for each in looked:
@@ -225,9 +229,7 @@ class Rekeying:
         if found.fate != "current" or found.copy.fault or manifest is None:
             return False
         with suppress(BackupDagError):
-            return bool(beside(found.copy.store, manifest)) and not held_by_another(
-                found.copy.store, manifest.id
-            )
+            return bool(beside(found.copy.store, manifest)) and not holder(found.copy.store, manifest.id)
         return False
 
     def _tidy(self, found: Rekeyed, work: Path) -> None:
@@ -278,13 +280,16 @@ class Rekeying:
         return self._may_remove_in[store]
 
     def _new_files(self, looked: list[Rekeyed], due: list[Rekeyed], work: Path) -> "_New | None":
-        """The backup under the new passphrase: from a copy that a run before has brought there, so that all
-        copies stay the same; else made anew of the first that is whole. None where there is none."""
+        """The backup under the new passphrase: from a whole copy that a run before has brought there, so that
+        all copies stay the same; else made anew of the first that is whole. None where there is none."""
         for each in looked:
             manifest = each.copy.manifest
-            brought = each.fate in ("current", "rekeyed") and not each.copy.fault
+            brought = each.fate in ("current", "rekeyed") and each.copy.good
             if manifest is not None and brought and is_authentic(self._settings, each.copy):
-                return self._fetched(each.copy.store, manifest, work)
+                try:
+                    return self._fetched(each.copy.store, manifest, work)
+                except (IntegrityError, BackupNotFound) as error:
+                    self._condemned_if_damaged(each.failed(error))
         for each in due:
             try:
                 return self._made(each.copy, work)
@@ -302,7 +307,9 @@ class Rekeying:
             record(found.copy.store, found.copy.its_manifest(), check)
 
     def _fetched(self, store: Store, manifest: Manifest, work: Path) -> "_New":
+        """Brought here, and compared. Raises IntegrityError where it is not what its manifest promises."""
         if isinstance(store, LocalStore):
+            _compare(store, manifest, store.address)
             return _New(manifest, store.folder)
         near = work / "near"
         try:
@@ -310,6 +317,7 @@ class Rekeying:
         except StoreUnreachable as error:
             self._catalog.leave_out(store, error)
             raise
+        _compare(LocalStore(near), manifest, store.address)
         return _New(manifest, near)
 
     def _made(self, copy: Copy, work: Path) -> "_New":
@@ -318,7 +326,7 @@ class Rekeying:
         (BACKUP_ACCEPT_UNAUTHENTICATED), nothing authenticates now."""
         old = copy.manifest
         assert old is not None
-        folder = Path(tempfile.mkdtemp(prefix="new-", dir=work))
+        folder = _folder_in(work, "new-")
         opens = decryption_key(self._settings, old.encryption)
         manifest = reencrypt(copy.store, old, opens, self.key, folder, work, self._watch)
         known = check_authenticity(self._settings, copy) is not None
@@ -337,6 +345,7 @@ class Rekeying:
             **keys,
         ):
             observer = self._watch("storing", f" in {copy.store.label}")
+            _refuse_while_read(copy.store, old)
             replace_copy(copy.store, old, new.manifest, new.for_one(work), observer)
         with suppress(BackupDagError):  # else an old verdict stays until the next check
             _keep_what_is_still_true(copy.store, new.manifest)
@@ -351,7 +360,7 @@ class _New:
 
     def for_one(self, work: Path) -> Path:
         """A folder of its own for one store, which may move what it is given."""
-        folder = Path(tempfile.mkdtemp(prefix="for-", dir=work))
+        folder = _folder_in(work, "for-")
         for file in self.manifest.files:
             source, copy = self.folder / file.name, folder / file.name
             try:
@@ -359,6 +368,29 @@ class _New:
             except OSError:  # a file system without hard links
                 _copy(source, copy)
         return folder
+
+
+def _refuse_while_read(store: Store, manifest: Manifest) -> None:
+    """Raises GuardRefused where somebody else holds it: what they have opened is not to go."""
+    if by := holder(store, manifest.id):
+        raise GuardRefused(
+            f"{store.address(manifest.artifact.name)} is held, somebody is reading it: {by}",
+            hint="run it again when that is done",
+        )
+
+
+def _compare(store: Store, manifest: Manifest, address: Callable[[str], str]) -> None:
+    for file in manifest.files:
+        found = Hashing()
+        store.fetch(file.name, found)
+        compare(address(file.name), file, found.seen())
+
+
+def _folder_in(work: Path, prefix: str) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=work))
+    except OSError as error:
+        raise disk_error(f"making a folder in {work}", error) from error
 
 
 def _copy(source: Path, copy: Path) -> None:

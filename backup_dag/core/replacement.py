@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.errors import BackupDagError, IntegrityError, StoreError
+from backup_dag.core.errors import BackupDagError, GuardRefused, IntegrityError, StoreError
+from backup_dag.core.holds import holder
 from backup_dag.core.manifest import CHECKSUM, MANIFEST, Manifest, holds_data, owner_of
 from backup_dag.core.stages.checksum import checksum_file, is_listed
 from backup_dag.core.store.base import Store
@@ -29,12 +30,19 @@ def replace_copy(
 
     Raises:
         IntegrityError: what is there is not `old`, or not whole. Nothing was changed then.
+        GuardRefused: somebody holds the old files. The new ones are in their place; `tidy` ends it.
         DiskError, StoreError, StoreUnreachable: the store.
     """
     tidy(store, old, folder)
     _put_data(store, new, folder, observer)
     _describe(store, folder, new.id.file(CHECKSUM), checksum_file([*old.files, *new.files]))
     _describe(store, folder, new.id.file(MANIFEST), new.to_json())
+    if by := holder(store, new.id):
+        raise GuardRefused(
+            f"{store.address(new.artifact.name)} is in its place, and the old files stay, since somebody"
+            f" reads them: {by}",
+            hint="run it again when that is done",
+        )
     tidy(store, new, folder)
 
 

@@ -151,7 +151,7 @@ def _faults(
                 _check_roles(settings, store, manifest)
             return _content_faults(settings, store, manifest, observer)
     except (BackupNotFound, IntegrityError) as error:
-        _still_the_same(copy)
+        still_the_same(copy)
         if isinstance(error, BackupNotFound):
             _see_that_it_lacks_one(store, manifest, error)
         return [error.message]
@@ -165,7 +165,7 @@ def _see_that_it_lacks_one(store: Store, manifest: Manifest, error: BackupNotFou
         raise StoreError(f"{error.message}, and yet it is listed", hint="verify it again") from error
 
 
-def _still_the_same(copy: Copy) -> None:
+def still_the_same(copy: Copy) -> None:
     """Raises GuardRefused where the copy was re-encrypted since it was looked at: then its files went, and
     nothing is known to be wrong with what is there now."""
     assert copy.manifest is not None

@@ -128,10 +128,9 @@ def sweep(backup_dir: Path) -> list[Path]:
     room = backup_dir / _ROOM
     for path in [*sorted(room.glob("run-*")), *sorted(room.glob("new-*"))]:
         if _older_than_a_minute(path) if path.name.startswith("new-") else _abandoned(path):
-            for elsewhere in _also_in(path):
-                swept += sweep(elsewhere)
+            others = [each for each in _also_in(path) if each != backup_dir.resolve()]
             shutil.rmtree(path, ignore_errors=True)
-            swept.append(path)
+            swept += [path, *(left for each in others for left in sweep(each))]
     for path in backup_dir.glob(f"{NOTE}*"):
         if _older_than_a_minute(path):
             path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ the off-site copy is a step of its own, and can be retried and backfilled withou
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 from dagster import (
@@ -28,18 +28,18 @@ from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
 from backup_dag.core.backup import order_for, take_backup
-from backup_dag.core.catalog import Catalog
+from backup_dag.core.catalog import Catalog, Copy
 from backup_dag.core.databases import Database
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.nights import SLACK
-from backup_dag.core.offsite import copy_offsite
+from backup_dag.core.offsite import Copied, copy_offsite
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, client_from
 from backup_dag.core.watching.usual import nights_before
 from backup_dag.defs import checks, metadata
 from backup_dag.defs.drilling import restore_drill
-from backup_dag.defs.words import in_dagsters_words, progress, tried_again
+from backup_dag.defs.words import in_dagsters_words, patiently, progress
 
 MISSED = "backup_dag/missed"
 """The tag of runs that the sensor asks for, of nights that no schedule's run made a backup for."""
@@ -176,11 +176,16 @@ def s3_copy(settings: Settings, database: Database, days: DailyPartitionsDefinit
     )
     def copy(context: AssetExecutionContext, s3: S3Resource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it by this name alone
         began, day = time.monotonic(), date.fromisoformat(context.partition_key)
-        again = tried_again(context, settings.backup_s3_retries, settings.backup_s3_retry_seconds)
-        with again, in_dagsters_words():
-            local, bucket = LocalStore(settings.backup_dir), S3Store(client_from(s3.get_client), settings)
-            newest, *_ = copy_offsite(local, bucket, database.name, day, progress(context, "uploaded"))
-            copies = Catalog([bucket]).load(newest.manifest.id).copies
+        local, seen = LocalStore(settings.backup_dir), progress(context, "uploaded")
+
+        def copied() -> tuple[Copied, Sequence[Copy]]:
+            bucket = S3Store(client_from(s3.get_client), settings)
+            newest, *_ = copy_offsite(local, bucket, database.name, day, seen)
+            return newest, Catalog([bucket]).load(newest.manifest.id).copies
+
+        times, seconds = settings.backup_s3_retries, settings.backup_s3_retry_seconds
+        with in_dagsters_words():
+            newest, copies = patiently(context, times, seconds, copied)
         return MaterializeResult(
             metadata=metadata.of_copy(newest, time.monotonic() - began),
             data_version=DataVersion(newest.manifest.artifact.sha256),

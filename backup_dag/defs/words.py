@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from dagster import (
     AssetCheckExecutionContext,
@@ -11,8 +12,8 @@ from dagster import (
     Failure,
     MetadataValue,
     OpExecutionContext,
-    RetryRequested,
 )
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from backup_dag.core.audit import acting_for
 from backup_dag.core.errors import BackupDagError, GuardRefused
@@ -21,6 +22,7 @@ from backup_dag.core.stream import Observer, Passed, every
 _SECONDS_BETWEEN_LINES = 5
 
 
+Done = TypeVar("Done")
 Clock = Callable[[], datetime]
 """Tells the time, in UTC. Tests have one of their own."""
 
@@ -64,17 +66,26 @@ def in_dagsters_words() -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def tried_again(context: AssetExecutionContext, times: int, seconds: float) -> Iterator[None]:
-    """A step that fails where trying again may help is tried again, so many times: after so many seconds, and
-    twice as long each time. Not by a policy on the step: Dagster holds to that also where the run is told to
-    end, which would then go on."""
-    try:
-        yield
-    except Failure as failure:
-        if failure.allow_retries and context.retry_number < times:
-            raise RetryRequested(times, seconds * 2**context.retry_number) from failure
-        raise
+def patiently(context: AssetExecutionContext, times: int, seconds: float, work: Callable[[], Done]) -> Done:
+    """Does it; where it fails and trying again can help, again, so many times, after so many seconds, and
+    twice as many each later time. Not by a retry policy of Dagster's: it holds to that also where the run is
+    told to end, which then goes on."""
+
+    def tell(state: RetryCallState) -> None:
+        error, wait = (
+            state.outcome and state.outcome.exception(),
+            state.next_action and state.next_action.sleep,
+        )
+        context.log.warning(f"{error}\ntrying again in {wait:.0f} s, {state.attempt_number} of {times}")
+
+    again = Retrying(
+        stop=stop_after_attempt(times + 1),
+        wait=wait_exponential(multiplier=seconds),
+        retry=retry_if_exception(lambda error: isinstance(error, BackupDagError) and error.retryable),
+        before_sleep=tell,
+        reraise=True,
+    )
+    return again(work)
 
 
 def day_of(context: AssetExecutionContext) -> str:

@@ -275,6 +275,39 @@ def test_a_bucket_that_stops_answering_is_missed_and_not_taken_for_damaged(
     assert [type(error) for error in found.missed] == [StoreUnreachable]
 
 
+def test_a_record_of_checks_that_cannot_be_read_hides_no_backup(folder: Path) -> None:
+    """Root's, say, or on a bad sector."""
+
+    class Unreadable(LocalStore):
+        def read(self, name: str) -> bytes:
+            if ".verify." in name:
+                raise DiskError(f"reading {name} failed: Permission denied")
+            return super().read(name)
+
+    lay_out(folder, at(1))
+    lay_out(folder, at(2))
+    LocalStore(folder).put_note(at(1).id.file("verify.json"), "{}")
+    catalog = Catalog([Unreadable(folder)])
+    assert [len(each.copies) for each in catalog.every("orders")] == [1, 1]
+    [copy] = catalog.load(at(1).id).copies
+    assert (copy.good, copy.verification) == (True, None)
+    assert "Permission denied" in copy.remark
+    assert catalog.away == {}
+
+
+def test_one_that_only_a_store_that_is_away_may_have_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    class Silent(LocalStore):
+        def read(self, name: str) -> bytes:
+            raise StoreUnreachable(f"reading {name} failed")
+
+    lay_out(folder, at(1))
+    for made in (at(1), at(2)):
+        lay_out(tmp_path / "bucket", made)
+    catalog = Catalog([LocalStore(folder), Silent(tmp_path / "bucket")])
+    assert [catalog.load_if_there(each) is not None for each in catalog.survey().ids] == [False, True]
+    assert list(catalog.away) == ["local"]
+
+
 def test_strays_of_the_bucket_are_named_by_their_address(both: Settings, offsite: S3Store) -> None:
     offsite.put_note("stranger.txt", "x")
     (stray,) = Catalog([offsite]).survey().strays

@@ -253,7 +253,7 @@ def test_two_manifests_are_of_one_backup_where_only_the_passphrase_differs(
     assert new.is_same_backup(old)
     other_content = new.content.model_copy(update={"sha256": "00"})
     assert not old.is_same_backup(new.model_copy(update={"content": other_content}))
-    assert not old.is_same_backup(new.model_copy(update={"encryption": old.encryption}))
+    assert old.is_same_backup(new.model_copy(update={"encryption": old.encryption})), "by two hosts"
     assert not old.is_same_backup(
         new.model_copy(update={"compressed": old.compressed.model_copy(update={"bytes": 9})})
     )

@@ -222,6 +222,15 @@ def test_a_large_file_of_other_bytes_is_not_taken_for_the_same(
     assert hashlib.sha256(store.read(NAME)).digest() == hashlib.sha256(large.read_bytes()).digest()
 
 
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(
+    bucket: str, client: Any, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DiskError) as raised:
+        S3Store(client, of(settings, bucket)).put(tmp_path / "folder", NAME, measured(b""))
+    assert f"reading {tmp_path / 'folder'} failed" in raised.value.message
+
+
 def test_an_object_that_others_put_in_one_piece_is_compared_by_reading_it(
     bucket: str, client: Any, settings: Settings, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Work directories: private, gone afterwards, swept where their owner died, kept while it lives."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from backup_dag.core.errors import DiskError
-from backup_dag.core.work import new_file, one_at_a_time, private_folder, sweep, work_directory
+from backup_dag.core.work import (
+    new_file,
+    one_at_a_time,
+    private_folder,
+    sweep,
+    work_directory,
+    work_elsewhere,
+)
 
 OWNER = """
 import sys, time
@@ -24,6 +32,16 @@ with work_directory(backup_dir) as work, work_elsewhere(backup_dir / "elsewhere"
     print(work, flush=True)
     time.sleep(300)
 """
+
+
+def test_a_run_that_died_and_had_its_other_folder_right_here_is_swept(tmp_path: Path) -> None:
+    """Where BACKUP_SCRATCH_DIR is BACKUP_DIR."""
+    with work_directory(tmp_path) as work, work_elsewhere(tmp_path, work):
+        shutil.copytree(work, work.with_name("run-dead"), symlinks=True)
+    dead = tmp_path / ".work" / "run-dead"
+    (dead / "lock").unlink()
+    assert sweep(tmp_path) == [dead]
+    assert list(dead.parent.iterdir()) == []
 
 
 @contextmanager

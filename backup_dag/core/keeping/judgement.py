@@ -87,7 +87,7 @@ class Judgement:
         good = copy is not None and copy.good
         bound = IN_USE if backup.id in self._held else ""
         if copy and manifest and manifest != backup.manifest_or_none:
-            bound = copy.fault  # another server's, of the same name
+            bound = copy.fault or bound  # another server's, of the same name
         return Candidate(
             backup.id,
             reason=manifest.reason if manifest else None,

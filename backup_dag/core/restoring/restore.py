@@ -39,8 +39,9 @@ from backup_dag.core.restoring.target import Target, target_at
 from backup_dag.core.restoring.way import Way
 from backup_dag.core.restoring.wished import found_for, hidden
 from backup_dag.core.settings import Settings
+from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Watch
-from backup_dag.core.verify import examine, made_check, record
+from backup_dag.core.verify import examine, made_check, record, still_the_same
 from backup_dag.core.work import reading_directory
 
 
@@ -200,6 +201,8 @@ class Restoration:
         plan.check()
         self._stack.enter_context(self._target.locked())
         self._stack.enter_context(held(self._copy.store, self._backup.id))
+        if isinstance(self._copy.store, LocalStore):  # else it was brought here before it was verified
+            still_the_same(self._copy)
         self._target.sweep()
         self._way = self._begun()
         self._way.hold()

@@ -21,6 +21,9 @@ LONGEST_NAME = 63
 """Bytes of a database's name (NAMEDATALEN - 1)."""
 _PATIENCE = 30.0  # seconds in which sessions that were told to end must have ended
 _IN_USE = "55006"  # object_in_use (PostgreSQL's errcodes.txt)
+_RESTORING = "__restoring_[0-9]{8}_[0-9]{6}$"
+_FIRST_NORMAL = 16384  # FirstNormalObjectId (PostgreSQL's transam.h)
+_HOLDING = ("pg_class", "pg_namespace", "pg_proc", "pg_type", "pg_largeobject_metadata")
 _INVALID = -2  # the connection limit of a database whose DROP was cut short (pg_database.h)
 
 
@@ -125,11 +128,14 @@ class Target:
     def aside(self, role: Role, now: datetime) -> str:
         """A free name beside the target's, cut to PostgreSQL's length where it must be."""
         while True:
-            ending = f"__{role}_{now:%Y%m%d_%H%M%S}"
-            stem = self.name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore")
-            if self.standing(f"{stem}{ending}") is None:
-                return f"{stem}{ending}"
+            name = self._beside(f"__{role}_{now:%Y%m%d_%H%M%S}")
+            if self.standing(name) is None:
+                return name
             now += timedelta(seconds=1)
+
+    def _beside(self, ending: str) -> str:
+        stem = self.name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore")
+        return f"{stem}{ending}"
 
     def create(self, name: str, facts: DatabaseFacts, backup: str, now: datetime) -> None:
         """An empty database from template0, with that encoding and collation, marked as ours.
@@ -158,10 +164,34 @@ class Target:
 
     def sweep(self) -> list[str]:
         """Drops what restores of this database left half-made; to be called with the lock held."""
-        left = [made.name for made in self.made("restoring")]
+        left = [*(made.name for made in self.made("restoring")), *self._unmarked()]
         for name in left:
             self.drop(name)
         return left
+
+    def _unmarked(self) -> Iterator[str]:
+        """What a restore had asked for when it was killed: the server makes it all the same, and nobody is
+        left to mark it. Under a name of ours, ours, without a comment, nobody in it, and nothing."""
+        rows = self.session.rows(
+            f"""
+            SELECT datname AS name, substring(datname FROM {literal(_RESTORING)}) AS ending FROM pg_database d
+            WHERE datname ~ {literal(_RESTORING)}
+              AND datdba = (SELECT oid FROM pg_roles WHERE rolname = current_user)
+              AND shobj_description(d.oid, 'pg_database') IS NULL
+              AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE datid = d.oid)
+            """
+        )
+        for row in rows:
+            if row["name"] == self._beside(row["ending"]) and self._is_empty(row["name"]):
+                yield row["name"]
+
+    def _is_empty(self, name: str) -> bool:
+        """Whether nobody has made anything in it."""
+        made = [f"SELECT FROM {table} WHERE oid >= {_FIRST_NORMAL}" for table in _HOLDING]
+        with suppress(DatabaseError), connected(self.address.at(name)) as session:
+            row = session.row(f"SELECT EXISTS ({' UNION ALL '.join(made)}) AS filled")
+            return not row["filled"]
+        return False
 
     def swap(self, new: str, *, keep: Made | None, grants: Sequence[str] = ()) -> float:
         """Renames the target to `keep` (None: there is none yet) and `new` to the target, or neither.

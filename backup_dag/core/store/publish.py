@@ -10,6 +10,7 @@ from backup_dag.core.errors import BackupDagError, IntegrityError
 from backup_dag.core.manifest import Bytes, Manifest
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.stream import Hashing, Observer
+from backup_dag.core.work import disk_error
 
 
 def publish(
@@ -53,5 +54,8 @@ def _may_be_there(store: Store, manifest: Manifest) -> bool:
 
 def _measured(path: Path) -> Bytes:
     hashing = Hashing()
-    hashing.write(path.read_bytes())
+    try:
+        hashing.write(path.read_bytes())
+    except OSError as error:
+        raise disk_error(f"reading {path}", error) from error
     return hashing.seen()

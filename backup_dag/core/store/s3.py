@@ -35,6 +35,7 @@ from backup_dag.core.manifest import Bytes
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import FOREVER, PROBE, Listed, Stored, Upload
 from backup_dag.core.stream import BLOCK, Hashing, Meter, Observer, Writer
+from backup_dag.core.work import disk_error
 
 _SMALLEST_PART = 8 * BLOCK
 _MOST_PARTS = 10_000  # S3's limit for one object (Amazon S3 User Guide, "multipart upload limits")
@@ -155,7 +156,7 @@ class S3Store:
         self._read_back(name, digests)
 
     def _upload(self, source: Path, name: str, digests: _Digests, observer: Observer | None) -> None:
-        with self._explained(f"uploading {self.address(name)}"):
+        with _reading(source), self._explained(f"uploading {self.address(name)}"):
             self._s3.upload_file(
                 str(source),
                 self._bucket,
@@ -356,14 +357,24 @@ def part_size(size: int) -> int:
 
 
 def _expected(source: Path, expected: Bytes) -> _Digests:
-    """A file's digests. Raises IntegrityError where it is not what was expected."""
-    digests = _digests(source)
+    """A file's digests. Raises IntegrityError where it is not what was expected, DiskError where it cannot be
+    read."""
+    with _reading(source):
+        digests = _digests(source)
     if digests.whole != expected:
         raise IntegrityError(
             f"{source} is not what its manifest promises; it was not uploaded",
             hint="the local copy has changed since it was made: check the disk, and verify other backups",
         )
     return digests
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(f"reading {source}", error) from error
 
 
 def _digests(source: Path) -> _Digests:

@@ -41,10 +41,10 @@ def concerns(settings: Settings, catalog: Catalog, database: str, now: datetime)
     yield from _undrilled(settings, catalog, database, now)
     yield from losses(settings, catalog, found, database, now)
     yield from failed_checks(settings, database)
-    yield from _unopened(settings, known, database, now)
     for latest in known[:1]:
         yield from _odd_in_size(settings, latest, known[1:], database)
     if not catalog.away:  # else the other store may have it
+        yield from _unopened(settings, known, database, now)
         yield from _unverified(settings, known, database, now)
         yield from _off_site(settings, known, database, now)
         for day in nights.missed(settings, _days(found), now).lost:
@@ -170,10 +170,12 @@ def _until_verified(settings: Settings) -> timedelta:
 
 
 def _unopened(settings: Settings, known: Sequence[Backup], database: str, now: datetime) -> Iterator[Concern]:
-    for backup in [each for each in known if each.good][:1]:
-        if error := why_unopened(settings, made_with(backup)):
-            said = f"{backup.id}, the newest good one, cannot be opened here: {error.message}"
-            yield Concern("unopened", database, "", said, now, error.hint)
+    good = [backup for backup in known if backup.good]
+    closed = [(each, why) for each in good if (why := why_unopened(settings, made_with(each)))]
+    for newest, why in closed[:1]:
+        of = f"{len(closed)} of the last {len(good)} good backups" if len(good) > 1 else "the good backup"
+        said = f"{of} of {database} cannot be opened here: of {newest.id}, {why.message}"
+        yield Concern("unopened", database, "", said, now, why.hint)
 
 
 def made_with(backup: Backup) -> list[Encryption]:

@@ -93,18 +93,20 @@ def days(missing: Sequence[date] | None, window: int, *, begun: bool) -> Verdict
 
 
 def encryption(
-    newest: Encryption | None, unencrypted: int | None, unopened: BackupDagError | None
+    newest: Encryption | None, unencrypted: int | None, unopened: tuple[int, BackupDagError] | None
 ) -> Verdict:
-    """Of the newest good backup, and of how many there are that are not encrypted. `unopened`: why nothing
-    that is set here opens the newest."""
+    """Of the newest good backup, and of how many there are that are not encrypted. `unopened`: how many good
+    ones nothing that is set here opens, and why."""
     if newest is None:
         return Verdict(holds=None, said="there is no good backup whose encryption could be told")
     if newest.mode == "off":
         said, advice = "the newest good backup is NOT encrypted", "set BACKUP_ENCRYPTION=on and a key"
         return Verdict(holds=False, said=said, advice=advice)
     if unopened:
-        said = f"the newest good backup cannot be opened here: {unopened.message}"
-        return Verdict(holds=False, said=said, advice=unopened.hint)
+        many, why = unopened
+        count = f"{many} backups" if many > 1 else "one backup"
+        said = f"{count} cannot be opened here: {why.message}"
+        return Verdict(holds=False, said=said, advice=why.hint)
     said = f"{newest.cipher or 'encrypted'}, {newest.mode}, {', '.join(newest.key_fingerprints)}"
     if unencrypted is None:
         return Verdict(holds=None, said=f"the newest: {said}; others are not known", advice=ASK_AGAIN)

@@ -150,9 +150,11 @@ class _Eye:
         found = recent(self._every, self._now)
         return list(map(_verdict, losses(self._settings, self._catalog, found, self._name, self._now)))
 
-    def _unopened(self) -> BackupDagError | None:
-        """Why what is set here does not open the newest good backup."""
-        return why_unopened(self._settings, made_with(self._good)) if self._good else None
+    def _unopened(self) -> tuple[int, BackupDagError] | None:
+        """How many good backups nothing that is set here opens, and why not the newest of them."""
+        good = [each for each in self._every if each.good]
+        found = [why for each in good if (why := why_unopened(self._settings, made_with(each)))]
+        return (len(found), found[0]) if found else None
 
     def _own_checks(self) -> dict[str, Verdict]:
         """What the user's own said in the last drill, where it asked any."""
