@@ -654,3 +654,29 @@ def test_a_name_that_is_too_long_is_refused(ours: Terminal, here: Here) -> None:
     backed_up(here, ours)
     refused = done(here(ours, "restore", "--mode", "new", "--target-database", "x" * 64, "--force"), 8)
     assert "63 bytes" in refused.stderr
+
+
+# --- What was told is so -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("--mode", "in-place"), ("--table", "public.orders")], ids=str)
+def test_what_was_said_to_be_done_outlives_a_crash_of_the_server(
+    ground: Path, terminal: MakeTerminal, here: Here, words: tuple[str, ...]
+) -> None:
+    """Also on one that is set not to wait for its disk: it would write some seconds later."""
+    with Postgres(ground / f"crashing{time.monotonic_ns()}") as server:
+        url = make_database(server)
+        run_sql(url, "CREATE TABLE orders AS SELECT n, 'order ' || n AS what FROM generate_series(1, 500) n")
+        backed_up(here, ours := terminal(url))
+        spoil(url)
+        for setting in ("wal_writer_delay = 10000", "synchronous_commit = off", "checkpoint_timeout = 3600"):
+            run_sql(server.url(), f"ALTER SYSTEM SET {setting}")
+        run_sql(server.url(), "SELECT pg_reload_conf()")
+        done(here(ours, "restore", *words, "--force"))
+        server.kill()
+        server.start()
+        if words[:1] == ("--table",):
+            [(back,)] = asked(url, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'restored_%'")
+            assert asked(url, f"SELECT count(*) FROM {back}.orders") == [(500,)]
+        else:
+            assert orders(url) == 500

@@ -47,7 +47,7 @@ class InPlace:
         server = self._target.session.server_major
         self._clients = loading_clients(self._source.settings, self._source.manifest, server)
         self._psql = self._stack.enter_context(
-            conversing(self._target.address, self._clients, loading_parameters(server))
+            conversing(self._target.address, self._clients, loading_parameters(server, live=True))
         )
         self._psql.write(b"BEGIN;\n")
         self._began = time.monotonic()

@@ -32,12 +32,13 @@ _STEPS = ("decrypt", "load", "index")
 _MAKING_PUBLIC = " SCHEMA - public "  # as an archive's list has it
 
 
-def loading_parameters(server_major: int) -> dict[str, str]:
-    """For the loading sessions alone. A crash while loading costs nothing, since nobody uses it yet; and
-    whatever timeouts a role or the server has, a load may take longer."""
+def loading_parameters(server_major: int, *, live: bool = False) -> dict[str, str]:
+    """For the loading sessions alone. A crash while loading costs nothing where nobody uses it yet: unless
+    what they commit is `live`, they do not wait for the disk. Whatever timeouts a role or the server has, a
+    load may take longer."""
     chosen = {
         "default_transaction_read_only": "off",
-        "synchronous_commit": "off",
+        "synchronous_commit": "on" if live else "off",
         "maintenance_work_mem": f"{_WORK_MEMORY}MB",
         "statement_timeout": "0",
         "lock_timeout": "0",

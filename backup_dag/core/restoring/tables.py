@@ -153,7 +153,7 @@ def _strip(session: Session, table: str) -> None:
 def _bring_over(target: Target, aside: str, schema: str, there: Sequence[Back], clients: Clients) -> None:
     """Dumps the new schema, and loads it into the live database, all of it or nothing."""
     options = [f'--schema="{schema}"', "--no-owner", "--no-privileges", "--no-comments"]
-    parameters = loading_parameters(target.session.server_major)
+    parameters = loading_parameters(target.session.server_major, live=True)
     fingerprint = Fingerprint()
     with (
         connected(target.address.at(aside)) as session,

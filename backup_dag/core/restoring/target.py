@@ -235,6 +235,7 @@ class Target:
         while True:
             try:
                 self.session.rows("BEGIN")
+                self.session.rows("SET LOCAL synchronous_commit = on")  # once it is told, no crash undoes it
                 for statement in statements:
                     self.session.rows(statement)
                 self.session.rows("COMMIT")
