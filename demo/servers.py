@@ -87,7 +87,6 @@ class Postgres(Server):
             "listen_addresses": HOST,
             "unix_socket_directories": "",
             "fsync": "off",
-            "full_page_writes": "off",
             "dynamic_shared_memory_type": "mmap",
             **settings,
         }

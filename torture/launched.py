@@ -172,8 +172,9 @@ class Launched:
             self.worker.send_signal(number)
 
     def host_goes_down(self) -> None:
-        """Code server and worker at once: nobody is left who could judge."""
-        for pid in (self.orchestra.server.pid, self.worker.pid):
+        """Code server and worker at once, and all that is below them: nobody is left who could judge."""
+        below = _below(self.worker.pid)
+        for pid in (self.orchestra.server.pid, self.worker.pid, *(each.pid for each in below)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -364,7 +364,10 @@ class World:
         shutil.rmtree(self.backups)
 
     def reset(self) -> None:
-        """All as it was before the first case."""
+        """All as it was before the first case. What outlived the last one was told, and goes."""
+        for alive in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(int(alive.split()[0]), signal.SIGKILL)
         if self.content_or_none() != self.now or self._databases() != self.databases:
             for name in self._databases() - self.databases | {DATABASE}:
                 self.does(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
