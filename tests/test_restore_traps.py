@@ -205,6 +205,28 @@ def test_in_place_every_row_that_was_acknowledged_is_in_the_safety_backup(
     run_sql(postgres.url(), f"DROP DATABASE {kept}")
 
 
+@pytest.mark.parametrize("format", ["sql", "custom"])
+def test_in_place_what_fails_after_the_large_objects_changes_nothing_either(
+    ours: Terminal, shop: str, here: Here, format: str
+) -> None:
+    """pg_dump has a transaction of its own around them, whose COMMIT would be that of the restore."""
+    run_sql(
+        shop,
+        "SELECT lo_from_bytea(0, 'an object')",
+        "CREATE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('app.open', true) IS DISTINCT FROM 'yes' THEN RAISE 'not open'; END IF;"
+        " RETURN $1; END $$",
+        "SET app.open = yes; CREATE INDEX ON orders (f(n))",
+    )
+    backed_up(here, ours, BACKUP_FORMAT=format)
+    run_sql(shop, "DROP FUNCTION f CASCADE")
+    spoil(shop)
+    failed = done(here(ours, "restore", "--mode", "in-place", "--force"), 4)
+    assert "not open" in failed.stderr
+    assert orders(shop) == 250
+    assert asked(shop, "SELECT one FROM spoilt") == [(1,)]
+
+
 def test_a_code_for_a_plan_with_a_safety_backup_is_none_for_one_without(
     settings: Settings, shop: str, here: Here, ours: Terminal
 ) -> None:

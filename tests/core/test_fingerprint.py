@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import psycopg2
@@ -169,6 +170,54 @@ def test_a_restrict_line_need_not_be_there() -> None:
     older = re.sub(rb"\\(?:un)?restrict abcDEF123\n\n", b"", SMALL)
     assert b"restrict" not in older
     assert differences(content(SMALL), content(older)) == []
+
+
+# -- for a single transaction
+
+OBJECTS = b"""--
+-- Data for Name: BLOBS; Type: BLOBS; Schema: -; Owner: -
+--
+
+BEGIN;
+
+SELECT pg_catalog.lo_open('16397', 131072);
+SELECT pg_catalog.lowrite(0, '\\x4f');
+SELECT pg_catalog.lo_close(0);
+
+COMMIT;
+
+"""
+SPEAKING = b"""--
+-- Name: p(); Type: PROCEDURE; Schema: public; Owner: -
+--
+
+CREATE PROCEDURE public.p() LANGUAGE plpgsql AS $_$
+BEGIN;
+COMMIT;
+$_$;
+
+
+--
+-- Data for Name: t; Type: TABLE DATA; Schema: public; Owner: -
+--
+
+COPY public.t (a) FROM stdin;
+BEGIN;
+COMMIT;
+\\.
+
+
+"""
+
+
+@given(cuts=st.lists(st.integers(0, len(SPEAKING + OBJECTS)), max_size=30))
+def test_all_of_it_without_what_would_end_a_transaction(cuts: list[int]) -> None:
+    text, whole = SPEAKING + OBJECTS + SPEAKING + OBJECTS, io.BytesIO()
+    fingerprint = Fingerprint(whole=whole)
+    for start, end in pairwise([0, *sorted(cuts), len(text)]):
+        fingerprint.write(text[start:end])
+    without = OBJECTS.replace(b"BEGIN;\n", b"").replace(b"COMMIT;\n", b"")
+    assert whole.getvalue() == SPEAKING + without + SPEAKING + without
 
 
 # -- where blocks are cut

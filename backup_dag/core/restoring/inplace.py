@@ -30,7 +30,9 @@ from backup_dag.core.restoring.schemas import schema_faults
 from backup_dag.core.restoring.target import Target
 from backup_dag.core.restoring.way import Done
 from backup_dag.core.restoring.within import prove_within
-from backup_dag.core.stream import Both, Observer, Writer
+from backup_dag.core.stream import Observer, Writer
+
+_TRANSACTION = b"SELECT pg_catalog.pg_current_xact_id()"
 
 
 class InPlace:
@@ -54,6 +56,7 @@ class InPlace:
         with self._took("lock"), self._others_ended():
             self._psql.write(locking())
             self._writes = self._psql.answer(LARGE_OBJECT_WRITES)
+        self._transaction = self._psql.answer(_TRANSACTION)
 
     def build(self, observer: Observer | None) -> str:
         """Empties the database and loads the backup, in the transaction that stays open."""
@@ -73,6 +76,12 @@ class InPlace:
             load_text(self._source, self._read_along(), observer)
         with self._took("analyze"):
             self._psql.answer(b"ANALYZE")
+        if self._psql.answer(_TRANSACTION) != self._transaction:
+            raise IntegrityError(
+                f"{target.address} is half restored: the backup's text ended the transaction that loaded it",
+                hint="restore by swap where the server lets you; what was there before is in the safety"
+                " backup, if one was made (backup-dag list)",
+            )
         return f"{target.name}, in a transaction that is still open"
 
     def _check_nothing_came(self) -> None:
@@ -131,6 +140,5 @@ class InPlace:
                 yield
 
     def _read_along(self) -> Writer:
-        """psql, and whoever notes what cannot be compared from within."""
-        psql = fitting(self._source, self._psql)
-        return Both(psql, self._noted.fingerprint())
+        """Who notes what cannot be compared from within, and hands on to psql what ends no transaction."""
+        return self._noted.fingerprint(fitting(self._source, self._psql))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from backup_dag.core.restoring.objects import LargeObjects
 from backup_dag.core.restoring.schemas import Schema
 from backup_dag.core.stages.fingerprint import Fingerprint
+from backup_dag.core.stream import Writer
 
 
 @dataclass
@@ -17,6 +18,7 @@ class Noted:
     schema: Schema = field(default_factory=Schema)
     objects: LargeObjects = field(default_factory=LargeObjects)
 
-    def fingerprint(self) -> Fingerprint:
-        """To be written to beside whoever takes the text."""
-        return Fingerprint(schema=self.schema, objects=self.objects)
+    def fingerprint(self, whole: Writer | None = None) -> Fingerprint:
+        """To be written to beside whoever takes the text; or before who takes all of it within a transaction
+        (`whole`)."""
+        return Fingerprint(schema=self.schema, objects=self.objects, whole=whole)

@@ -36,6 +36,9 @@ _AFTER_THE_ROWS = re.compile(
 )
 _UNSTEADY = (b"-- Dumped from database version ", b"-- Dumped by pg_dump version ")
 _TRAILER = b"-- PostgreSQL database dump complete\n"
+_TRANSACTION = re.compile(rb"^(?:BEGIN|COMMIT);\n", re.MULTILINE)
+"""What pg_dump writes around the large objects, in a text."""
+
 _SETVAL = re.compile(rb"SELECT pg_catalog\.setval\('((?:[^']++|'')*+)', (-?\d+), (true|false)\);\n")
 _LARGE_OBJECT = b"SELECT pg_catalog.lo_open("
 _ROWS_END = re.compile(rb"\n\\\.\n")  # a search for it runs faster than bytes.find
@@ -68,12 +71,20 @@ class Fingerprint:
 
     The outcome does not depend on where the blocks are cut. Whoever wants to read along is handed the
     rows of single tables (`rows`), the rest of the SQL text (`schema`), and that of the large
-    objects (`objects`).
+    objects (`objects`); and all of it in order, but for pg_dump's own BEGIN and COMMIT around large objects,
+    for who runs it within one transaction (`whole`).
     """
 
     def __init__(
-        self, *, rows: RowsWriter | None = None, schema: Writer | None = None, objects: Writer | None = None
+        self,
+        *,
+        rows: RowsWriter | None = None,
+        schema: Writer | None = None,
+        objects: Writer | None = None,
+        whole: Writer | None = None,
     ) -> None:
+        self._whole_writer = whole
+        self._left_out: list[tuple[int, int]] = []  # of what is being read, what `whole` is not to get
         self._rows_writer, self._schema_writer, self._objects_writer = rows, schema, objects
         self._held = b""  # come, but not yet read
         self._quote = b""  # what ends the quoted text we are in, if we are
@@ -95,7 +106,17 @@ class Fingerprint:
         while at != before:
             before = at
             at = self._read_rows(data, at) if self._rows else self._read_text(data, at)
+        self._hand_on(data, at)
         self._held = data[at:]
+
+    def _hand_on(self, data: bytes, end: int) -> None:
+        """What has been read, to who wants all of it."""
+        start, left_out, self._left_out = 0, self._left_out, []
+        if self._whole_writer is not None:
+            for out, again in left_out:
+                self._whole_writer.write(data[start:out])
+                start = again
+            self._whole_writer.write(data[start:end])
 
     def finish(self) -> Content:
         """The content. Raises IntegrityError where the dump ended before its own last line, or names what it
@@ -198,6 +219,7 @@ class Fingerprint:
             self._sequence_text += text
         elif self._section is _Section.LARGE_OBJECTS:
             self._large_objects.update(text)
+            self._left_out += [found.span() for found in _TRANSACTION.finditer(data, start, end)]
             self._large_object_count += data.count(_LARGE_OBJECT, start, end)
             if self._objects_writer is not None:
                 self._objects_writer.write(bytes(text))
