@@ -660,7 +660,7 @@ def test_roles_that_a_failed_restore_made_are_taken_away_again(
         shop,
         f"CREATE ROLE {name}_gone SUPERUSER PASSWORD 'of the gone'",
         "CREATE FUNCTION fails() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
-        " IF current_setting('synchronous_commit') = 'off' THEN RAISE 'no'; END IF; RETURN 1; END $$",
+        " IF current_setting('maintenance_work_mem') = '256MB' THEN RAISE 'no'; END IF; RETURN 1; END $$",
         "CREATE MATERIALIZED VIEW late AS SELECT fails() AS one",
         f"ALTER TABLE orders OWNER TO {name}_gone",
     )
