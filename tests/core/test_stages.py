@@ -203,7 +203,7 @@ def test_no_thread_outlives_compressing() -> None:
     compressed(TEXT)
     with pytest.raises(SinkFull), compressing(Refusing(SinkFull()), 2) as writer:
         writer.write(TEXT)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 # -- encryption
