@@ -17,8 +17,9 @@ import pytest
 
 from backup_dag.core.address import Address
 from backup_dag.core.catalog import Catalog
+from backup_dag.core.clients import installed_clients
 from backup_dag.core.databases import Plan
-from backup_dag.core.errors import ConfigurationError
+from backup_dag.core.errors import BackupDagError, ConfigurationError
 from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.restoring.marks import Made
 from backup_dag.core.settings import Settings, load
@@ -26,7 +27,7 @@ from backup_dag.core.stages.dump import PROPERTIES
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store
 from backup_dag.core.work import work_directory
-from demo.servers import Postgres
+from demo.servers import Postgres, S3Server, free_port
 from tests.conftest import Here, Terminal, asked, fill, make_database, name_of, run_sql
 
 MakeTerminal = Callable[[str], Terminal]
@@ -249,6 +250,21 @@ def test_a_bucket_that_is_down_hides_no_local_backup(sample: str, terminal: Make
     assert made[0]["exit_code"] == 7
 
 
+def test_a_damaged_local_copy_says_nothing_of_one_in_a_bucket_that_is_away(
+    sample: str, terminal: MakeTerminal, here: Here, s3: S3Server, bucket: str
+) -> None:
+    ours = terminal(sample)
+    there = {**s3.environment(), "AWS_S3_BUCKET": bucket}
+    assert here(ours, "backup", **there).returncode == 0
+    [artifact] = [path for path in ours.backups.glob("*.sql.gz.gpg") if ".globals." not in path.name]
+    artifact.write_bytes(bytes(artifact.stat().st_size))
+    words = ("restore", artifact.name.partition(".")[0], "--dry-run")
+    away = here(ours, *words, **{**there, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port()}"})
+    assert away.returncode == 7
+    assert "may be whole where it could not" in away.stderr
+    assert here(ours, *words, **there).returncode == 0
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -388,3 +404,29 @@ def test_a_comment_that_looks_like_a_restores_mark_hinders_none(
     assert planned.returncode == 0, planned.stderr
     for each in (f"{name}_one", f"{name}_two", name):
         run_sql(postgres.url(), f"DROP DATABASE {each} WITH (FORCE)")
+
+
+# programs that are killed before they have said who they are
+
+
+def suicidal(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\nkill -9 $$\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_pg_dump_that_was_killed_is_no_broken_installation(tmp_path: Path) -> None:
+    there = suicidal(tmp_path / "bin", "pg_dump", "pg_dumpall", "pg_restore", "psql")
+    with pytest.raises(BackupDagError, match="pg_dump was killed by SIGKILL") as raised:
+        installed_clients((there,))
+    assert raised.value.exit_code == 1
+
+
+def test_a_gpg_that_was_killed_is_no_missing_one(
+    sample: str, terminal: MakeTerminal, here: Here, tmp_path: Path
+) -> None:
+    there = suicidal(tmp_path / "bin", "gpg")
+    ended = here(terminal(sample), "backup", PATH=f"{there}:{os.environ['PATH']}")
+    assert (ended.returncode, "it was killed" in ended.stderr) == (1, True)

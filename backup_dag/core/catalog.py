@@ -235,8 +235,8 @@ class Catalog:
 
     @property
     def places(self) -> str:
-        """Where it looks, in words."""
-        return " or ".join(store.address() for store in self.stores)
+        """Where it looks, in words; without the stores that could not be asked."""
+        return " or ".join(store.address() for store in self.stores if store not in self._missed)
 
     def latest(
         self, database: str | None = None, *, usable: bool = True, until: datetime | None = None

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import gnupg
 
 from backup_dag.core import process
-from backup_dag.core.errors import ConfigurationError, ProgramStalled
+from backup_dag.core.errors import BackupDagError, ConfigurationError, ProgramStalled
 from backup_dag.core.in_words import length
 from backup_dag.core.stall import Clock, Stalled, allowed, lock
 from backup_dag.core.stream import BLOCK, Writer
@@ -93,6 +94,11 @@ def gpg_at(home: Path, options: list[str]) -> Iterator[Gpg]:
     try:
         gpg = Gpg(home, options)
     except (OSError, ValueError) as error:
+        if re.search(r"Error invoking gpg: -\d", str(error)):  # by a signal: nothing is wrong with it
+            raise BackupDagError(
+                f"starting gpg with the home {home} failed: it was killed",
+                hint="see who killed it (dmesg, for want of memory?); then try again",
+            ) from error
         raise ConfigurationError(
             f"starting gpg with the home {home} failed: {error}",
             hint="install GnuPG 2.1 or newer (apt-get install gnupg); BACKUP_GPG_HOME must be a directory",

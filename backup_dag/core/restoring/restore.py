@@ -139,6 +139,12 @@ class Restoration:
                     self._choose(copy, near, check)
                     self._roles_lost = faults
                     return
+        for missed in self._backup.missed:
+            raise type(missed)(
+                f"{self._backup.id} is damaged where it could be looked at ({'; '.join(faults)}), and may be"
+                f" whole where it could not: {missed.message}",
+                hint="make that store answer, and run it again; without it, restore another: backup-dag list",
+            )
         raise IntegrityError(
             f"{self._backup.id} is damaged and was not restored: {'; '.join(faults)}",
             hint="restore another one: backup-dag restore latest-proven, or see backup-dag list",

@@ -119,7 +119,7 @@ def _overdue(
     patience = _STORE_AWAY_FOR if catalog.away else timedelta()
     good = next((backup for backup in known if backup.good), None)
     if good is None:
-        said = f"there is no good backup of {database}"
+        said = f"there is no good backup of {database}" + (", as far as was asked" if catalog.away else "")
         if any(backup.id.time > now for backup in found):
             said += ", but such as are dated in the future: a clock is wrong, or was"
         yield Concern("overdue", database, "", said, now, advice, patience)
