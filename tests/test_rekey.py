@@ -628,6 +628,22 @@ def test_what_is_in_use_is_left_and_named(kept: LocalStore, rotated: Settings) -
     assert not holder(kept, oldest)
 
 
+def test_one_that_was_cleaned_up_meanwhile_keeps_no_other_from_its_turn(
+    kept: LocalStore, rotated: Settings
+) -> None:
+    [newest, oldest] = Catalog([kept]).survey().ids
+
+    class Cleaned(LocalStore):
+        def put_note(self, name: str, text: str) -> None:
+            if ".hold-" in name:
+                for path in self.folder.glob(f"{newest}.*"):
+                    path.unlink()
+            super().put_note(name, text)
+
+    done = list(Rekeying(rotated, [Cleaned(kept.folder)]).each(None))
+    assert [(each.backup, each.fate) for each in done] == [(str(oldest), "rekeyed")]
+
+
 @pytest.mark.parametrize("when", ["while it is re-encrypted", "when the manifest is in its place"])
 def test_who_begins_to_read_meanwhile_reads_to_the_end(
     kept: LocalStore, rotated: Settings, when: str

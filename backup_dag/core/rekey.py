@@ -215,8 +215,8 @@ class Rekeying:
                     if self._left_half_done(each):
                         self._tidy(each, work)
                 self._replace(looked, of, work)
-            except BackupNotFound:
-                raise
+            except BackupNotFound:  # cleaned up meanwhile
+                return []
             except BackupDagError as error:
                 for each in looked:
                     if each.fate == "due":
