@@ -488,15 +488,13 @@ def test_a_damaged_copy_does_not_stand_in_the_way_of_a_good_one(
     broken = kept.folder / manifests(kept.folder)[0]["artifact"]["name"]
     broken.write_bytes(bytes(broken.stat().st_size))
     done = rekeyed(rotated, kept, second)
-    assert [each.fate for each in done] == ["rekeyed", "rekeyed", "failed", "rekeyed"]
-    assert assert_whole(second.folder, NEW) == [NEW, NEW]
-    assert [each.fate for each in rekeyed(rotated, kept, second)] == [
-        "current",
-        "current",
-        "rekeyed",
-        "current",
-    ]
-    assert assert_whole(kept.folder, NEW) == [NEW, NEW], "the good copy took the damaged one's place"
+    assert [each.fate for each in done] == ["rekeyed"] * 4
+    assert [bool(each.damage) for each in done] == [False, False, True, False]
+    assert broken.name in done[2].damage
+    for store in (kept, second):
+        assert assert_whole(store.folder, NEW) == [NEW, NEW], "the good copy took the damaged one's place"
+    [_, oldest] = Catalog([kept]).survey().ids
+    assert Catalog([kept]).load(oldest).good
 
 
 def test_a_copy_that_rotted_since_it_was_brought_keeps_no_other_under_the_old_passphrase(
@@ -738,13 +736,45 @@ def test_where_there_is_no_passphrase_to_bring_them_under_it_says_so(
     assert said in refused.stderr
 
 
+def test_the_same_trouble_of_many_copies_is_told_once(
+    here: Here, terminal: MakeTerminal, sample: str, two_backups: Path
+) -> None:
+    ours = terminal(sample)
+    shutil.copytree(two_backups, ours.backups)
+    refused = here(ours, "rekey", **ONLY_NEW)
+    assert refused.returncode == 3
+    assert refused.stdout.count("FAILED") == 1
+    assert "the same is so of 2 copies in all" in refused.stderr
+
+
+def test_an_interrupted_one_says_how_far_it_has_come(
+    here: Here,
+    large: str,
+    terminal: MakeTerminal,
+    gated: PutGate,
+    s3: S3Server,
+    bucket: str,
+) -> None:
+    ours = terminal(large)
+    assert here(ours, "backup", **at_bucket(s3, bucket)).returncode == 0
+    endpoint, gate = gated(s3.endpoint, MID_UPLOAD)
+    with ours.running("rekey", **at_bucket(s3, bucket, endpoint), **ROTATED) as process:
+        gate.wait_until_held()
+        process.send_signal(signal.SIGINT)
+        gate.open()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "re-encrypted so far; backup-dag rekey goes on with what is left" in said
+    assert "Keep the old passphrase" in said
+
+
 def test_a_database_without_backups_is_no_success(here: Here, terminal: MakeTerminal, sample: str) -> None:
     refused = here(terminal(sample), "rekey", "--database", "shopp", **ROTATED)
     assert refused.returncode == 5
     assert "no backup of shopp" in refused.stderr
 
 
-def test_the_doctor_says_when_nothing_opens_the_newest_backup(
+def test_the_doctor_says_what_nothing_opens(
     here: Here, terminal: MakeTerminal, sample: str, two_backups: Path
 ) -> None:
     ours = terminal(sample)
@@ -752,11 +782,16 @@ def test_the_doctor_says_when_nothing_opens_the_newest_backup(
     assert "passphrase" not in "".join(
         line for line in here(ours, "doctor").stdout.splitlines() if line.startswith("warn")
     )
+    assert here(ours, "backup", **ONLY_NEW).returncode == 0
+    newest = manifests(ours.backups)[-2]["backup"]
     changed = here(ours, "doctor", **ONLY_NEW).stdout
-    assert "warn  sample passphrase" in changed
-    assert fingerprint(KEY) in changed
+    [line] = [each for each in changed.splitlines() if "sample passphrase" in each]
+    assert line.startswith("warn"), "the newest opens, and those before it do not"
+    assert f"2 of 3 backups, {newest} the newest of them" in line
+    assert fingerprint(KEY) in line
     assert "BACKUP_ENCRYPTION_OLD_KEY" in changed
     rotated = here(ours, "doctor", **ROTATED).stdout
+    assert f"set here: {fingerprint(KEY)}" in rotated
     assert "ok    sample passphrase" in rotated
     assert "backup-dag rekey" in rotated
 

@@ -509,6 +509,8 @@ def test_a_damaged_local_copy_is_passed_over_for_the_buckets(
     spoil(shop)
     plan = json.loads(done(here(ours, "restore", "--dry-run", "--json", **cloud)).stdout)
     assert plan["source"].startswith("s3://")
+    [said] = [each for each in plan["findings"] if each["what"] == "a DAMAGED copy"]
+    assert artifact.name in said["found"]
     done(here(ours, "restore", "--force", **cloud))
     assert orders(shop) == 500
 

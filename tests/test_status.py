@@ -117,6 +117,10 @@ def test_a_store_that_does_not_answer_is_an_error_once_all_else_is_told(
     assert ended.returncode == 7
     assert "not asked: s3; what it would have to say is not known" in ended.stderr
     assert "3? 2? 1?" in ended.stdout
+    refused = here(locking, "restore", "latest-proven", "--dry-run", **away)
+    assert refused.returncode == 7
+    assert "is known to be proven, and where it may be, nobody answers" in refused.stderr
+    assert "restore latest, or an id" in refused.stderr
 
 
 def test_one_database_by_its_name_and_one_that_nobody_knows(here: Here, ours: Terminal, url: str) -> None:

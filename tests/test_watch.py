@@ -799,10 +799,11 @@ def test_where_nobody_is_set_to_be_told_cron_has_something_to_mail(
     run: Run, local: LocalStore, work: Path
 ) -> None:
     for words in ((), ("--json",)):
-        code, _, err = run(*words)
+        code, out, err = run(*words)
         assert code == 0
         assert "nobody is set to be told of this (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS):" in err
-        assert "there is no good backup of shop" in err
+        assert err.count("there is no good backup of shop") == 1
+        assert bool(out) == bool(words), "it is said once"
         assert "→ backup-dag doctor" in err
     fill([local], work, [made(datetime.now(at(1).tzinfo) - HOUR)])
     assert run() == (0, "all is well\n", "")

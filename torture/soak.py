@@ -338,13 +338,13 @@ _ROOM: dict[str, tuple[float, int]] = {
 """By what factor, and by how much more, the last quarter of all measurements may exceed the second."""
 
 _MEASURES = {
-    "memory": "memory of the process that lives through all nights (resident, in bytes)",
+    "memory": "memory of the process that lives through all nights (resident)",
     "descriptors": "its open files and sockets",
     "threads": "its threads",
     "processes": "its children that are left after a night",
-    "local": "what lies in BACKUP_DIR, without the audit log (bytes)",
+    "local": "what lies in BACKUP_DIR, without the audit log",
     "files": "the same, in files",
-    "bucket": "what lies in the bucket, without the audit log (bytes)",
+    "bucket": "what lies in the bucket, without the audit log",
 }
 
 
@@ -365,11 +365,16 @@ def flatness(measured: list[Measured]) -> str:
     """The same as a table."""
     if len(measured) < 4:
         return ""
-    lines = ["| | second quarter | last quarter |", "|---|---:|---:|"]
-    for what in _ROOM:
+    lines = ["| | second quarter | last quarter | allowed |", "|---|---:|---:|---:|"]
+    for what, (factor, more) in _ROOM.items():
         early, late = _early_and_late(measured, what)
-        lines.append(f"| {_MEASURES[what]} | {early:,.0f} | {late:,.0f} |")
+        shown = (early, late, early * factor + more)
+        lines.append(f"| {_MEASURES[what]} | {' | '.join(_as_number(what, each) for each in shown)} |")
     return "\n".join(lines)
+
+
+def _as_number(what: str, value: float) -> str:
+    return f"{value / 1e6:,.2f} MB" if what in ("memory", "local", "bucket") else f"{value:,.0f}"
 
 
 def _early_and_late(measured: list[Measured], what: str) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """backup-dag rekey."""
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import click
 
@@ -35,14 +35,14 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
     """
     settings = load()
     done: list[Rekeyed] = []
-    with ExitStack() as bars:
+    with ExitStack() as bars, _standing(done):
         stores = open_stores(settings)
         rekeying = Rekeying(settings, stores, lambda what: terminal.next_progress(bars, what))
         for each in rekeying.each(database, dry_run=dry_run):
             bars.close()
-            done.append(each)
-            if not as_json:
+            if not as_json and not _said_before(each, done):
                 _show(each)
+            done.append(each)
     if any(each.fate == "rekeyed" for each in done):
         for bucket in stores[1:]:
             if bucket.address() not in rekeying.not_reached:
@@ -60,11 +60,33 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
     _end(settings, rekeying, done, database, dry_run=dry_run)
 
 
+@contextmanager
+def _standing(done: Sequence[Rekeyed]) -> Iterator[None]:
+    """Where it is interrupted, says how far it has come."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort):
+        count = Counter(each.fate for each in done)
+        terminal.say(
+            f"{_copies(count['rekeyed'])} re-encrypted so far; backup-dag rekey goes on with what is left."
+            f" {_KEEP_THE_OLD.capitalize()}"
+        )
+        raise
+
+
+def _said_before(each: Rekeyed, done: Sequence[Rekeyed]) -> bool:
+    """Whether the same failed for another copy: a passphrase that is not set is not, for any."""
+    return each.error is not None and any(
+        other.error and other.error.message == each.error.message for other in done
+    )
+
+
 def _show(each: Rekeyed) -> None:
     """A line for each copy that something was done to, or should have been."""
     under = " ".join(each.under)
+    anew = f"; it was damaged, and is made anew of another copy: {each.damage}" if each.damage else ""
     said = {
-        "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s",
+        "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s{anew}",
         "due": f"{size(each.bytes)}, under {under}: would be re-encrypted",
         "locked": f"locked {_until(each)}: it stays under {under}",
         "failed": each.error.message if each.error else "",
@@ -103,15 +125,19 @@ def _end(
         many = "1 backup" if backups == 1 else f"{backups:,} backups"
         terminal.say(f"the copies of {many} in {address} were not dealt with: run it again when it answers")
     errors = [each.error for each in done if each.error] + rekeying.missed
+    for message, times in Counter(each.error.message for each in done if each.error).items():
+        if times > 1:
+            terminal.say(f"the same is so of {times:,} copies in all (backup-dag list marks them): {message}")
     if count["locked"]:
         said = f"{_copies(count['locked'])} locked by a store: under the old passphrase until the lock ends"
         errors.append(GuardRefused(said, hint=_KEEP_THE_OLD))
-    if rekeying.authenticated_by_old:
+    need_old = sum(each.needs_old for each in done)
+    if need_old:
         terminal.say(
-            f"{_copies(rekeying.authenticated_by_old)} not encrypted, and authenticated by an old passphrase:"
+            f"{_copies(need_old)} not encrypted, and authenticated by an old passphrase:"
             " keep it, set, for as long as they are kept"
         )
-    looked_at_all = bool(done) and not (errors or rekeying.strays or rekeying.authenticated_by_old)
+    looked_at_all = bool(done) and not (errors or rekeying.strays or need_old)
     if looked_at_all and not dry_run and database is None and settings.old_passphrases():
         terminal.say(
             "nothing here needs an old passphrase any more: take it out of the settings. Keep it on paper for"

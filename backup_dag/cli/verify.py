@@ -28,10 +28,8 @@ from backup_dag.core.in_words import size
 from backup_dag.core.known import served_as_newest
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.verify import SOMEBODY_REMOVED, examine, latest_to_verify, record
+from backup_dag.core.verify import KEEP_THE_OTHER, SOMEBODY_REMOVED, examine, latest_to_verify, record
 from backup_dag.core.watching.watch import beat
-
-_KEEP_THE_OTHER = "keep the copy that passed; if none did, take a backup now and look at the disk or bucket"
 
 
 @cli.command(epilog=EPILOG)
@@ -101,7 +99,7 @@ class _Asked:
         self.checks += results
         if failed := [address for address, check in results if not check.passed]:
             self.not_well.add(found.id.database)
-            said, hint = f"{' and '.join(failed)} did not pass", _KEEP_THE_OTHER
+            said, hint = f"{' and '.join(failed)} did not pass", KEEP_THE_OTHER
             self._failures.append(IntegrityError(said, hint=hint))
 
     def _hold_to_what_is_known(self, found: Backup) -> None:

@@ -1,5 +1,6 @@
 """backup-dag watch."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import click
@@ -22,7 +23,7 @@ def watch(summary: bool, as_json: bool) -> None:
     For cron, where no Dagster daemon runs. Overdue, unverified, damaged, not off-site, out of line in size,
     a night that was missed: each is told once (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS), and once more when
     it is well again. The exit code is 0 where everyone was told, whatever there was to tell. Where nobody is
-    set to be told, what is wrong is said on stderr at each look, for cron to mail it.
+    set to be told, what is wrong is said at each look on stderr, and not on stdout, for cron to mail it.
     """
     settings, now = load(), datetime.now(UTC)
     if summary:
@@ -31,14 +32,14 @@ def watch(summary: bool, as_json: bool) -> None:
         terminal.document({"digest": alert.body}) if as_json else terminal.show(alert.body)
         return
     looked = look(settings, now)
+    unheard = bool(looked.concerns) and not receivers(settings)
     if as_json:
         terminal.document(_as_document(looked))
-    else:
-        _show(looked)
-    if looked.concerns and not receivers(settings):
+    elif not unheard:
+        _show(looked, terminal.show)
+    if unheard:
         terminal.say("nobody is set to be told of this (BACKUP_NOTIFY_EMAIL, BACKUP_NOTIFY_URLS):")
-        for concern in looked.concerns:
-            terminal.say(f"  {concern.happened}\n  → {concern.advice}")
+        _show(looked, terminal.say)
     if looked.undelivered:
         raise Told(DeliveryFailed.exit_code, "; ".join(looked.undelivered), hint="the next look tries again")
     if looked.unkept is not None:
@@ -56,11 +57,11 @@ def _as_document(looked: Looked) -> dict[str, object]:
     }
 
 
-def _show(looked: Looked) -> None:
+def _show(looked: Looked, put: Callable[[str], None]) -> None:
     for concern in looked.concerns:
-        terminal.show(f"{concern.kind:<12}  {concern.happened}  (since {concern.since:%Y-%m-%d %H:%M} UTC)")
-        terminal.show(f"              → {concern.advice}")
+        put(f"{concern.kind:<12}  {concern.happened}  (since {concern.since:%Y-%m-%d %H:%M} UTC)")
+        put(f"              → {concern.advice}")
     if not looked.concerns:
-        terminal.show("all is well")
+        put("all is well")
     for alert in looked.told:
         terminal.say(f"told: {alert.subject}")

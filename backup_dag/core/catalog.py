@@ -259,10 +259,19 @@ class Catalog:
         for found in self.newest_first(database):
             if found.proven and found.manifest.is_of_a_night:
                 return found
-        raise self.lacking(
-            f"no backup{f' of {database}' if database else ''} in {self.places} was ever proven",
-            hint="prove one: backup-dag drill",
-        )
+        raise self.unproven(database)
+
+    def unproven(self, database: str | None) -> BackupDagError:
+        """What to raise where no proven backup was found. One may be proven all the same, as far as a store
+        that could not be asked would know."""
+        said = f"no backup{f' of {database}' if database else ''} in {self.places}"
+        for missed in self._missed.values():
+            return type(missed)(
+                f"{said} is known to be proven, and where it may be, nobody answers: {missed.message}",
+                hint="restore latest, or an id of backup-dag list: it is read to its end first, and proven"
+                f" before anything is replaced. Or make that place answer: {missed.hint}",
+            )
+        return BackupNotFound(f"{said} was ever proven", hint="prove one: backup-dag drill")
 
     def newest_first(
         self, database: str | None = None, *, usable: bool = True, until: datetime | None = None

@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from backup_dag.core import process
 from backup_dag.core.address import Address
 from backup_dag.core.audit import entries, log_file
 from backup_dag.core.authenticity import authenticator, demanded
-from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores
 from backup_dag.core.clients import find_clients
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.drilling.confinement import can_shut_in
@@ -156,31 +156,41 @@ def _key(settings: Settings) -> Iterator[Finding]:
 
 
 def _old_passphrases(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Finding]:
-    """Whether what is set here opens the newest backup of each database."""
+    """Whether what is set here opens every copy of each database's backups."""
     keys, catalog = known_fingerprints(settings), Catalog(open_stores(settings))
+    if keys.old:
+        yield ok("old passphrases", f"set here: {', '.join(keys.old)}")
     for database in databases:
-        with suppress(BackupNotFound, DiskError, StoreError):  # of a store that fails is spoken elsewhere
-            yield from _opens(catalog.latest(database.name), keys)
+        with suppress(DiskError, StoreError):  # of a store that fails is spoken elsewhere
+            yield from _opens(database.name, catalog.every(database.name), keys)
 
 
-def _opens(backup: Backup, keys: Fingerprints) -> Iterator[Finding]:
-    what, of = f"{backup.id.database} passphrase", f"{backup.id}, the newest,"
-    found = {keys.what_opens(copy.manifest.encryption): copy for copy in backup.copies if copy.manifest}
-    for key, copy in found.items():
-        under = " ".join(copy.manifest.encryption.key_fingerprints) if copy.manifest else ""
-        where = copy.store.label
-        if key == "unknown":
+def _opens(database: str, backups: Sequence[Backup], keys: Fingerprints) -> Iterator[Finding]:
+    """`backups`: the newest first."""
+    under: dict[str, list[str]] = {}
+    for backup in backups:
+        copies = [copy for copy in backup.copies if copy.manifest]
+        for print_ in {p for copy in copies for p in _under_a_passphrase(copy)}:
+            under.setdefault(print_, []).append(str(backup.id))
+    what = f"{database} passphrase"
+    for print_, ids in under.items():
+        many = f"{len(ids)} of {len(backups)} backups, {ids[0]} the newest of them,"
+        if keys.what_is(print_) == "unknown":
             advice = (
-                "set BACKUP_ENCRYPTION_KEY to the one it was made with; where you changed it on purpose, give"
-                " the earlier one in BACKUP_ENCRYPTION_OLD_KEY (BACKUP_ENCRYPTION_OLD_KEYS_FILE) as well"
+                "set BACKUP_ENCRYPTION_KEY to it; where you changed it on purpose, give the earlier one in"
+                " BACKUP_ENCRYPTION_OLD_KEY (BACKUP_ENCRYPTION_OLD_KEYS_FILE) as well"
             )
-            said = (
-                f"{of} in {where} is under the passphrase {under}, which is not set here: it cannot be read"
-            )
+            said = f"{many} have copies that cannot be read: their passphrase {print_} is not set here"
             yield warn(what, said, advice)
-        elif key == "old":
-            said = f"{of} in {where} is under an old passphrase, {under}, that is set here"
-            yield ok(what, f"{said}; backup-dag rekey re-encrypts it")
+        elif keys.what_is(print_) == "old":
+            said = f"{many} have copies under an old passphrase, {print_}, that is set here"
+            yield ok(what, f"{said}; backup-dag rekey re-encrypts them")
+
+
+def _under_a_passphrase(copy: Copy) -> list[str]:
+    """The fingerprint of the one that it is under; none where it is under none."""
+    made_with = copy.manifest.encryption if copy.manifest else None
+    return made_with.key_fingerprints if made_with and made_with.mode == "symmetric" else []
 
 
 def _authenticity(settings: Settings) -> Iterator[Finding]:

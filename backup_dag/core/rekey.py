@@ -42,7 +42,7 @@ from backup_dag.core.stages.checksum import compare
 from backup_dag.core.store.base import FOREVER, Store
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Observer, Watch
-from backup_dag.core.verify import examine, record
+from backup_dag.core.verify import KEEP_THE_OTHER, examine, record
 from backup_dag.core.work import disk_error, one_at_a_time, work_directory
 
 Fate = Literal["current", "other", "due", "rekeyed", "locked", "failed"]
@@ -55,7 +55,9 @@ class Rekeyed:
     `current`: it is under today's passphrase already. `other`: under none (public keys, or not encrypted).
     `due`: it would be re-encrypted (a dry run). `locked`: its store protects it until `locked_until`.
     `failed`: it is as it was, or whole under the new passphrase with the old files beside it; `error` says
-    why. `seconds`: what was done for it alone, and for the first of a backup's copies what was done for all.
+    why. `damage`: what was wrong with it before it was made anew from another copy. `needs_old`: it is not
+    encrypted, and authenticated by a passphrase that is not today's. `seconds`: what was done for it alone,
+    and for the first of a backup's copies what was done for all.
     """
 
     copy: Copy
@@ -67,6 +69,8 @@ class Rekeyed:
     seconds: float = 0.0
     error: BackupDagError | None = None
     locked_until: datetime | None = None
+    damage: str = ""
+    needs_old: bool = False
 
     @property
     def place(self) -> str:
@@ -75,6 +79,11 @@ class Rekeyed:
     def failed(self, error: BackupDagError) -> "Rekeyed":
         self.fate, self.error = "failed", error
         return self
+
+    def be_made_anew(self) -> None:
+        """It failed, being damaged; another copy takes its place."""
+        self.damage = self.error.message if self.error else ""
+        self.fate, self.error = "due", None
 
     def document(self) -> dict[str, Any]:
         until = self.locked_until
@@ -88,6 +97,7 @@ class Rekeyed:
             "key_fingerprints": self.under,
             "bytes": self.bytes,
             "seconds": self.seconds,
+            "damage": self.damage or None,
             "locked_until": "forever" if until == FOREVER else until and until.isoformat(),
             **said,
         }
@@ -127,8 +137,6 @@ class Rekeying:
         self._catalog = Catalog(stores)
         self._may_remove_in: dict[Store, bool] = {}
         self.strays: list[Stray] = []
-        self.authenticated_by_old = 0
-        """How many copies are not encrypted, and authenticated by a passphrase that is not today's."""
         self.not_reached: Counter[str] = Counter()
         """How many backups may have a copy that could not be dealt with, by the address of its store."""
 
@@ -163,12 +171,10 @@ class Rekeying:
             found.under = manifest.encryption.key_fingerprints
             found.bytes = sum(file.bytes for file in manifest.files)
             if copy.fault:
-                raise IntegrityError(copy.fault, hint="see the other copy; a damaged one is not re-encrypted")
+                raise IntegrityError(copy.fault, hint=KEEP_THE_OTHER)
             if manifest.encryption.mode != "symmetric":
                 found.fate, by = "other", manifest.authentication
-                self.authenticated_by_old += (
-                    isinstance(by, ByPassphrase) and by.key not in self.key.fingerprints
-                )
+                found.needs_old = isinstance(by, ByPassphrase) and by.key not in self.key.fingerprints
             elif found.under == [*self.key.fingerprints]:
                 found.fate = "current"
             else:
@@ -281,7 +287,8 @@ class Rekeying:
 
     def _new_files(self, looked: list[Rekeyed], due: list[Rekeyed], work: Path) -> "_New | None":
         """The backup under the new passphrase: from a whole copy that a run before has brought there, so that
-        all copies stay the same; else made anew of the first that is whole. None where there is none."""
+        all copies stay the same; else made anew of the first that is whole, for those before it too. None
+        where there is none."""
         for each in looked:
             manifest = each.copy.manifest
             brought = each.fate in ("current", "rekeyed") and each.copy.good
@@ -290,11 +297,16 @@ class Rekeying:
                     return self._fetched(each.copy.store, manifest, work)
                 except (IntegrityError, BackupNotFound) as error:
                     self._condemned_if_damaged(each.failed(error))
+        damaged: list[Rekeyed] = []
         for each in due:
             try:
-                return self._made(each.copy, work)
+                new = self._made(each.copy, work)
+                for other in damaged:
+                    other.be_made_anew()
+                return new
             except (IntegrityError, BackupNotFound) as error:
                 self._condemned_if_damaged(each.failed(error))
+                damaged.append(each)
             except StoreUnreachable as error:
                 self._failed(each, error)
         return None

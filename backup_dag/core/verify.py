@@ -36,6 +36,13 @@ from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
 
+KEEP_THE_OTHER = (
+    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
+    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand: the"
+    " next backup-dag backup copies to the bucket what is missing there"
+)
+"""What to do about a copy that is damaged."""
+
 SOMEBODY_REMOVED = "see who can remove from the bucket, and its versions; the next backup goes there as ever"
 
 

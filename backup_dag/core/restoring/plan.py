@@ -26,6 +26,7 @@ from backup_dag.core.restoring.obstacles import Found, Mode, fitting_clients, ob
 from backup_dag.core.restoring.roles import Roles
 from backup_dag.core.restoring.target import LONGEST_NAME, Standing, Target
 from backup_dag.core.settings import Settings
+from backup_dag.core.verify import KEEP_THE_OTHER
 
 _LOAD, _PROVE, _ANALYZE = 40e6, 120e6, 400e6  # bytes of dump a second, where nothing was measured yet
 
@@ -154,7 +155,7 @@ class RestorePlan(_Document):
 class Chosen:
     """What is to be restored: the copy that was verified, newer backups that were passed over and why, and
     what is wrong with the file that holds the roles. `left_out`: where copies lie that are not authentic;
-    `hidden`: newer backups that were there and are gone."""
+    `hidden`: newer backups that were there and are gone; `damaged`: what is wrong with other copies of it."""
 
     backup: Backup
     copy: Copy
@@ -163,6 +164,7 @@ class Chosen:
     roles_lost: Sequence[str] = ()
     left_out: Sequence[str] = ()
     hidden: Sequence[str] = ()
+    damaged: Sequence[str] = ()
 
     @property
     def findings(self) -> Iterator[Found]:
@@ -171,6 +173,8 @@ class Chosen:
         for why in self.passed_over:
             advice = "this restores an older state; see whether that backup can be mended, or copied again"
             yield Found(verdict="warn", what="a NEWER backup", found=f"cannot be used: {why}", advice=advice)
+        for why in self.damaged:
+            yield Found(verdict="warn", what="a DAMAGED copy", found=why, advice=KEEP_THE_OTHER)
         for where in self.left_out:
             said = f"the one in {where} is left out: somebody else wrote or changed it"
             yield Found(verdict="warn", what="a FORGED copy", found=said, advice="see who can write there")

@@ -72,6 +72,7 @@ class Restoration:
         self._finished = False
         self._chosen: Manifest | None = None  # the copy's own: another may be under another passphrase
         self._roles_lost: list[str] = []  # what is wrong with the file that holds them
+        self._damaged: list[str] = []  # what is wrong with copies that were passed over
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +120,7 @@ class Restoration:
         with self._took("verify"):
             faults: list[str] = []
             usable = [copy for copy in self._backup.copies if copy.manifest and not copy.fault]
+            self._damaged = [copy.fault for copy in self._backup.copies if copy.fault]
             tried = []
             for copy in usable:
                 level = self._level(copy, to_its_end=to_its_end)
@@ -128,6 +130,7 @@ class Restoration:
                 with suppress(BackupDagError):  # a bucket may only be readable from here
                     record(copy.store, self._manifest, check)
                 if check.passed:
+                    self._damaged += faults
                     self._choose(copy, near, check)
                     return
                 faults += check.faults
@@ -189,6 +192,7 @@ class Restoration:
             self._roles_lost,
             self._left_out,
             [] if self._passed_over else hidden(self._settings, self._wish, self._copy),
+            self._damaged,
         )
         return make_plan(self._settings, self._wish, chosen, self._roles, self._target)
 

@@ -38,9 +38,10 @@ def found_for(settings: Settings, wish: Wish) -> tuple[Backup, list[str]]:
         elif found.manifest.is_of_a_night:
             return found, passed_over
     when = f" from {wish.as_of:%Y-%m-%d %H:%M:%S %Z} or before" if wish.as_of else ""
-    kind = "proven" if wish.backup == "latest-proven" else "usable"
+    if wish.backup == "latest-proven":
+        raise catalog.unproven(f"{database}{when}")
     raise catalog.lacking(
-        f"there is no {kind} backup of {database}{when} in {catalog.places}",
+        f"there is no usable backup of {database}{when} in {catalog.places}",
         hint="backup-dag list shows what there is; a safety backup is restored by its id",
     )
 

@@ -11,13 +11,8 @@ from backup_dag.core.known import served_as_newest, taken_away
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
+from backup_dag.core.verify import KEEP_THE_OTHER
 from backup_dag.core.watching.concern import Concern
-
-KEEP_THE_OTHER = (
-    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
-    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand"
-)
-"""What to do about a copy that is damaged."""
 
 
 def losses(

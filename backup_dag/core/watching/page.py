@@ -44,7 +44,7 @@ def row(of: DatabasePosture) -> list[str]:
         f"3{holds['copies']} 2{holds['media']} 1{holds['off_site']}",
         UNKNOWN if of.retained is None else f"{of.proven} of {of.retained}{share}",
         missing,
-        holds["encryption"],
+        "no key" if of.unopened else holds["encryption"],
         _end(of.locked_until) if of.locked_until else holds["immutability"],
     ]
 

@@ -38,7 +38,8 @@ class DatabasePosture(_Document):
     """One database. None is what is not known, since a store did not answer or nothing was ever measured.
 
     `places` are those of the newest good backup and of the database itself; `calendar` has a sign for each
-    day up to `last_day` (see strip). `retained` and `proven` count backups of nights; `unencrypted` all.
+    day up to `last_day` (see strip). `retained` and `proven` count backups of nights; `unencrypted` all;
+    `unopened` the good ones that no passphrase opens which is set here.
     """
 
     database: str
@@ -57,6 +58,7 @@ class DatabasePosture(_Document):
     last_day: date
     encryption: Encryption | None
     unencrypted: int | None
+    unopened: int
     locked_until: AwareDatetime | None
     not_asked: list[str]
     verdicts: dict[str, Verdict]

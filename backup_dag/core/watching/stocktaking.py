@@ -109,6 +109,7 @@ class _Eye:
         newest, proof = self._aged(good), self._aged(next((each for each in self._past if each.proven), None))
         encryption = good.manifest.encryption if good else None
         unencrypted = len(plain) if sure else None
+        unopened = self._unopened()
         return DatabasePosture(
             database=self._name,
             newest_good=newest,
@@ -126,6 +127,7 @@ class _Eye:
             last_day=self._today,
             encryption=encryption,
             unencrypted=unencrypted,
+            unopened=unopened[0] if unopened else 0,
             locked_until=lock[0],
             not_asked=self._away,
             verdicts={
@@ -138,7 +140,7 @@ class _Eye:
                 "intact": judged.intact(self._losses(), sure=sure, any_stored=bool(self._every)),
                 **self._own_checks(),
                 "days": judged.days(missing, window, begun=bool(self._nights)),
-                "encryption": judged.encryption(encryption, unencrypted, self._unopened()),
+                "encryption": judged.encryption(encryption, unencrypted, unopened),
                 "immutability": lock[1],
             },
         )
