@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backup_dag.core.manifest import Check, Level, Manifest, Reason, Verification
+from backup_dag.core.publish import publish
 from backup_dag.core.store.base import Store
-from backup_dag.core.store.publish import publish
 from tests.core.made import lay_out, manifest
 
 NOW = datetime.now(UTC).replace(microsecond=0)

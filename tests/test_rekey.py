@@ -324,14 +324,14 @@ from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Writer
 from backup_dag.core.store.s3 import S3Store
 
-label, left = sys.argv.pop(1), int(sys.argv.pop(1))
+how, label, left = signal.Signals[sys.argv.pop(1)], sys.argv.pop(1), int(sys.argv.pop(1))
 
 def killed_before(method):
     def wrapped(self, source, *rest):
         global left
         if self.label == label:
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), how)
             left -= 1
         return method(self, source, *rest)
     return wrapped
@@ -343,6 +343,21 @@ for store in (LocalStore, S3Store):
 from backup_dag.cli.main import main
 main()
 """
+
+
+def ended_before(
+    ours: Terminal, moment: tuple[str, int], *words: str, how: str = "SIGKILL", **changed: str
+) -> "subprocess.CompletedProcess[str]":
+    """A verb that is sent a signal before it puts or replaces the file of that number in that store."""
+    program = [sys.executable, "-c", KILLED, how, *map(str, moment), *words]
+    return subprocess.run(
+        program,
+        cwd=ours.folder,
+        env={**ours.environment, **changed},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,9 +386,7 @@ def test_killed_between_two_files_each_copy_is_whole_and_the_next_run_ends_it(
     """Two of data, `.sha256`, the manifest, `.sha256`: before which of them it is killed."""
     ours, there = terminal(sample), at_bucket(s3, bucket)
     assert here(ours, "backup", **there).returncode == 0
-    program = [sys.executable, "-c", KILLED, store, str(before), "rekey"]
-    environment = {**ours.environment, **there, **ROTATED}
-    ended = subprocess.run(program, cwd=ours.folder, env=environment, capture_output=True, timeout=60)
+    ended = ended_before(ours, (store, before), "rekey", **there, **ROTATED)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert assert_whole(ours.backups, KEY, NEW) == [local]
     assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY, NEW) == [bucketed]
@@ -384,6 +397,36 @@ def test_killed_between_two_files_each_copy_is_whole_and_the_next_run_ends_it(
     for folder in (ours.backups, fetched(s3, bucket, tmp_path / "fetched")):
         assert assert_whole(folder, NEW) == [NEW]
         assert_nothing_else(folder)
+
+
+@pytest.mark.parametrize("moment", [("local", 3), ("s3", 1), ("s3", 3)], ids=str)
+def test_interrupted_between_two_files_it_leaves_each_copy_whole(
+    here: Here, sample: str, terminal: MakeTerminal, s3: S3Server, bucket: str, tmp_path: Path, moment: Any
+) -> None:
+    ours, there = terminal(sample), at_bucket(s3, bucket)
+    assert here(ours, "backup", **there).returncode == 0
+    ended = ended_before(ours, moment, "rekey", how="SIGINT", **there, **ROTATED)
+    assert ended.returncode == 130, ended.stderr
+    assert "goes on with what is left" in ended.stderr
+    assert len(assert_whole(ours.backups, KEY, NEW)) == 1
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY) == [KEY]
+    assert here(ours, "rekey", **there, **ROTATED).returncode == 0
+    for folder in (ours.backups, fetched(s3, bucket, tmp_path / "fetched")):
+        assert assert_whole(folder, NEW) == [NEW]
+        assert_nothing_else(folder)
+
+
+def test_what_an_upload_that_was_killed_left_in_the_bucket_does_not_keep_the_rekeyed_copy_out(
+    here: Here, sample: str, terminal: MakeTerminal, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Killed before the manifest: data under the old passphrase is there, and the checksums of it."""
+    ours, there = terminal(sample), at_bucket(s3, bucket)
+    ended = ended_before(ours, ("s3", 3), "backup", **there)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert here(ours, "rekey", **there, **ROTATED).returncode == 0
+    assert assert_whole(ours.backups, NEW) == [NEW]
+    assert here(ours, "backup", **there, **ROTATED).returncode == 0
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), NEW) == [NEW, NEW]
 
 
 # -- in a folder

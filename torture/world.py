@@ -246,6 +246,7 @@ class World:
         """A verb, with these settings changed; `hook` is called in its process before it. `slow_gpg`: as it
         is, so that there is time to kill it."""
         said = self.folder / "runs" / f"{time.monotonic_ns()}.said"
+        said.touch()  # it may be killed before it says anything
         process = self._forks.Process(
             target=_enter,
             args=(words, self.environment(changed or {}), str(self.home), str(said), hook, slow_gpg),

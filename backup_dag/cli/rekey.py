@@ -84,7 +84,7 @@ def _said_before(each: Rekeyed, done: Sequence[Rekeyed]) -> bool:
 def _show(each: Rekeyed) -> None:
     """A line for each copy that something was done to, or should have been."""
     under = " ".join(each.under)
-    anew = f"; it was damaged, and is made anew of another copy: {each.damage}" if each.damage else ""
+    anew = f"; made anew of another copy, and not of itself: {each.damage}" if each.damage else ""
     said = {
         "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s{anew}",
         "due": f"{size(each.bytes)}, under {under}: would be re-encrypted",

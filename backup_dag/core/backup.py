@@ -38,6 +38,7 @@ from backup_dag.core.manifest import (
 )
 from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import Session, Snapshot
+from backup_dag.core.publish import publish
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import checksum_file
 from backup_dag.core.stages.compression import compressing
@@ -45,7 +46,6 @@ from backup_dag.core.stages.dump import EXTENSION, as_sql, dumping, dumping_role
 from backup_dag.core.stages.encryption import encrypting
 from backup_dag.core.stages.fingerprint import Fingerprint
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import new_file, work_directory
 

@@ -9,9 +9,9 @@ from backup_dag.core.audit import audited, send_if_possible
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, IntegrityError
 from backup_dag.core.manifest import MANIFEST, Manifest, read_manifest
+from backup_dag.core.publish import publish
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Observer
 from backup_dag.core.work import one_at_a_time
 

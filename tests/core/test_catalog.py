@@ -12,12 +12,12 @@ import pytest
 from backup_dag.core.catalog import Catalog, find, open_stores
 from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError, StoreError, StoreUnreachable
 from backup_dag.core.manifest import BackupId, Check, Manifest, Verification
+from backup_dag.core.publish import publish
 from backup_dag.core.restoring.plan import Wish
 from backup_dag.core.restoring.wished import found_for
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import PROBE, Store
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.publish import publish
 from backup_dag.core.store.s3 import S3Store
 from backup_dag.core.verify import verify_latest
 from demo.servers import S3Server

@@ -6,9 +6,9 @@ import pytest
 
 from backup_dag.core.errors import DiskError, IntegrityError, StoreUnreachable
 from backup_dag.core.manifest import Bytes, Manifest
+from backup_dag.core.publish import publish
 from backup_dag.core.store.base import Stored
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Observer
 from tests.core.made import lay_out
 

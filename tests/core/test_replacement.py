@@ -9,11 +9,11 @@ import pytest
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import IntegrityError, StoreUnreachable
 from backup_dag.core.manifest import Bytes, Encryption, File, Globals, Manifest, named_for
+from backup_dag.core.publish import publish
 from backup_dag.core.replacement import beside, replace_copy, tidy
 from backup_dag.core.stages.checksum import checksum_file, is_listed
 from backup_dag.core.store.base import Listed, Stored
 from backup_dag.core.store.local import LocalStore
-from backup_dag.core.store.publish import publish
 from backup_dag.core.stream import Observer
 from tests.core.made import lay_out, manifest, measured
 

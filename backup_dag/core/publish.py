@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.errors import BackupDagError, IntegrityError
-from backup_dag.core.manifest import Bytes, Manifest
+from backup_dag.core.manifest import CHECKSUM, Bytes, Manifest
+from backup_dag.core.stages.checksum import checksum_file, is_listed
 from backup_dag.core.store.base import Store, Stored
 from backup_dag.core.stream import Hashing, Observer
-from backup_dag.core.work import disk_error
+from backup_dag.core.work import disk_error, new_file, work_directory
 
 
 def publish(
@@ -27,7 +28,12 @@ def publish(
     try:
         for name in manifest.names:
             expected = promised.get(name) or _measured(folder / name)
-            stored[name] = store.put(folder / name, name, expected, observer)
+            try:
+                stored[name] = store.put(folder / name, name, expected, observer)
+            except IntegrityError:
+                if name != manifest.id.file(CHECKSUM) or not _listed_besides(store, manifest, folder):
+                    raise
+                stored[name] = Stored(store.address(name), new=False)
     except BaseException as error:
         only_the_manifest_failed = len(stored) == len(manifest.names) - 1
         if (
@@ -41,6 +47,25 @@ def publish(
                 store.remove(name)
         raise
     return stored
+
+
+def _listed_besides(store: Store, manifest: Manifest, folder: Path) -> bool:
+    """Where the checksums that are there list other data of the same backup, lists ours before it; else
+    returns False.
+
+    An upload that was killed before its manifest left them, and the backup has been re-encrypted since. If it
+    was not killed, and its manifest comes all the same, they are still right for it.
+    """
+    name = manifest.id.file(CHECKSUM)
+    both = checksum_file(manifest.files).encode() + store.read(name)
+    if not is_listed(both, manifest.files):
+        return False
+    with work_directory(folder) as work:
+        with new_file(work / name) as file:
+            hashing = Hashing(file)
+            hashing.write(both)
+        store.replace(work / name, name, hashing.seen())
+    return True
 
 
 def _may_be_there(store: Store, manifest: Manifest) -> bool:
