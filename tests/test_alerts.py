@@ -21,6 +21,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from apprise import NotifyBase
 from pydantic import SecretStr
 
+from backup_dag.core import stall
 from backup_dag.core.audit import entries
 from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.errors import ConfigurationError, DeliveryFailed
@@ -353,6 +354,17 @@ def test_a_server_that_answers_a_byte_now_and_then_is_given_up(
         deliver(by_urls(by_mail(settings, dripping), f"json://127.0.0.1:{web.port}/"), ALERT)
     assert time.monotonic() - began < 5
     assert len(web.requests) == 1
+
+
+def test_it_is_waited_for_no_longer_than_for_all_else(
+    settings: Settings, dripping: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BACKUP_STALL_SECONDS, where that is the shorter time."""
+    monkeypatch.setattr(stall, "_limit", 1.0)
+    began = time.monotonic()
+    with pytest.raises(DeliveryFailed, match="no end of it within 1 s"):
+        deliver(by_mail(settings, dripping), ALERT)
+    assert time.monotonic() - began < 5
 
 
 # by other services
