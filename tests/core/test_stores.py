@@ -40,6 +40,7 @@ from backup_dag.core.stream import BLOCK, Passed
 from demo.servers import S3Server, free_port
 from tests.core.made import measured, written
 from tests.store_contract import NAME, Gathered, StoreContract, names
+from torture.proxy import Fault, Proxy
 
 MIB = 1 << 20
 
@@ -401,6 +402,28 @@ def test_a_bucket_that_is_not_there_is_named_with_what_to_do(
     assert all("no-such-bucket" in error.message for error in errors)
     assert "AWS_S3_BUCKET" in errors[0].hint
     assert errors[0].exit_code == 7
+
+
+def test_without_the_servers_checksums_all_is_read_back(
+    bucket: str, s3: S3Server, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS_REQUEST_CHECKSUM_CALCULATION=when_required, and a server that answers with other bytes."""
+    data = os.urandom(1 << 16)
+    spoiled = Fault("a byte changed in the answer", 0, lasting=True)
+    for which, whole in (("when_supported", True), ("when_required", False)):
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", which)
+        with Proxy(s3.port, spoiled) as wire:
+            store = S3Store(other_client(s3, endpoint_url=wire.endpoint), of(settings, bucket))
+            said = written(tmp_path / which, data)
+            if whole:
+                assert store.put(tmp_path / which, NAME, said).new, "the server's own checksum is ours"
+            else:
+                with pytest.raises(StoreError, match="did not hold what was uploaded, and was removed again"):
+                    store.put(tmp_path / which, NAME, said)
+        assert names(S3Store(other_client(s3), of(settings, bucket))) == ([NAME] if whole else [])
+        store.remove(NAME)
+    stored = S3Store(other_client(s3), of(settings, bucket)).put(tmp_path / which, NAME, said)
+    assert stored.new
 
 
 def other_client(s3: S3Server, **changed: str) -> Any:
