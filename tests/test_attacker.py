@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from backup_dag.core.backup import order_for, take_backup
-from backup_dag.core.catalog import Catalog, Copy, find, open_stores
+from backup_dag.core.catalog import Catalog, find, open_stores
+from backup_dag.core.copies import Copy
 from backup_dag.core.drilling.drill import drill, to_drill
 from backup_dag.core.errors import BackupNotFound, ConfigurationError, IntegrityError
 from backup_dag.core.manifest import BackupId, Manifest

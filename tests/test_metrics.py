@@ -12,7 +12,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backup_dag.core.audit import audited
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import DiskError
 from backup_dag.core.manifest import BackupId, Check, Level, Manifest
 from backup_dag.core.settings import Settings

@@ -36,7 +36,8 @@ import backup_dag.cli.main  # noqa: F401
 from backup_dag.cli.group import cli
 from backup_dag.core.address import Address
 from backup_dag.core.authenticity import canonical, check
-from backup_dag.core.catalog import Copy, find
+from backup_dag.core.catalog import find
+from backup_dag.core.copies import Copy
 from backup_dag.core.databases import told_apart, whole_database
 from backup_dag.core.errors import BackupDagError, IntegrityError
 from backup_dag.core.manifest import BackupId, owner_of, read_manifest

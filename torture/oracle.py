@@ -8,7 +8,8 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from backup_dag.core.catalog import Catalog, Copy
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Copy
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store

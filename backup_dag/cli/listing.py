@@ -9,7 +9,8 @@ import click
 
 from backup_dag import terminal
 from backup_dag.cli.group import EPILOG, as_json, cli, error_document, one_database, say_what_was_missed
-from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.errors import ConfigurationError
 from backup_dag.core.in_words import size
 from backup_dag.core.key import Fingerprints, known_fingerprints

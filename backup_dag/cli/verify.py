@@ -17,7 +17,8 @@ from backup_dag.cli.group import (
     one_database,
     say_what_was_missed,
 )
-from backup_dag.core.catalog import Backup, Copy, find
+from backup_dag.core.catalog import find
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,

@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from backup_dag.core.catalog import Backup, Catalog, Copy
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.errors import BackupDagError, ConfigurationError, IntegrityError
 from backup_dag.core.key import another_passphrase, keyring, passphrase_fingerprint, passphrase_of
 from backup_dag.core.manifest import (

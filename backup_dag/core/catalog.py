@@ -7,120 +7,30 @@ is named, and left alone.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from backup_dag.core.copies import Backup, Copy, copies_in, copy_in, of_one_backup
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
     DiskError,
-    IntegrityError,
     StoreError,
-    StoreUnreachable,
 )
 from backup_dag.core.manifest import (
     MANIFEST,
-    VERIFICATION,
     BackupId,
-    Check,
-    Manifest,
-    Verification,
-    read_manifest,
 )
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import PROBE, Store
 from backup_dag.core.store.local import LocalStore
 
 _Answer = TypeVar("_Answer")
-_AT_A_TIME = 8  # documents of one store
 _STEM = re.compile(r"(backup_[A-Za-z0-9_]+_\d{8}_\d{6})(\..+)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One store's copy of a backup. `fault` says why it cannot be used, "" where it can; `remark` what else
-    is not as it should be. `document` is what the manifest was read from; `refused` is why that could not be
-    read at all, which says nothing of what it holds."""
-
-    store: Store
-    manifest: Manifest | None
-    verification: Verification | None
-    fault: str = ""
-    remark: str = ""
-    document: bytes = field(default=b"", repr=False)
-    refused: StoreError | DiskError | None = None
-
-    def its_manifest(self, hint: str = "see the other copy, or another backup") -> Manifest:
-        """Raises IntegrityError where there is none that can be used; StoreError, DiskError: nobody knows."""
-        if self.refused is not None:
-            raise self.refused
-        if self.manifest is None:
-            raise IntegrityError(self.fault, hint=hint)
-        return self.manifest
-
-    @property
-    def verdict(self) -> Check | None:
-        """What its checks say of it now. None where it was never checked."""
-        return self.verification.verdict() if self.verification else None
-
-    @property
-    def good(self) -> bool:
-        """Whether it can be used, and no check has found it damaged."""
-        return self.manifest is not None and not self.fault and (self.verdict is None or self.verdict.passed)
-
-    @property
-    def checked(self) -> bool:
-        """Whether it is good, and a check of whatever level has found it so."""
-        return self.good and self.verdict is not None
-
-    @property
-    def read_to_its_end(self) -> bool:
-        """Whether it is good, and its content was read to its end and found as promised."""
-        return self.good and self.verdict is not None and self.verdict.level != "checksum"
-
-    @property
-    def proven(self) -> bool:
-        """Whether it is good, and a restore of it brought back what was promised."""
-        return self.good and self.verification is not None and self.verification.proven
-
-
-@dataclass(frozen=True)
-class Backup:
-    """A backup and its copies, the nearest store's first; `missed`: why other stores could not be asked."""
-
-    id: BackupId
-    copies: tuple[Copy, ...]
-    missed: tuple[BackupDagError, ...] = ()
-
-    @property
-    def manifest(self) -> Manifest:
-        """Raises IntegrityError where no copy has one that can be read."""
-        if self.manifest_or_none is None:
-            raise IntegrityError(
-                f"no copy of {self.id} can be used: {'; '.join(copy.fault for copy in self.copies)}",
-                hint="its artifact may still be recovered by hand, see docs/format.md",
-            )
-        return self.manifest_or_none
-
-    @property
-    def manifest_or_none(self) -> Manifest | None:
-        """The nearest copy's that can be read, whatever else is wrong with that copy."""
-        return next((copy.manifest for copy in self.copies if copy.manifest), None)
-
-    @property
-    def good(self) -> bool:
-        """Whether there is a good copy of it."""
-        return any(copy.good for copy in self.copies)
-
-    @property
-    def proven(self) -> bool:
-        """Whether a copy of it is proven."""
-        return any(copy.proven for copy in self.copies)
 
 
 @dataclass(frozen=True)
@@ -186,23 +96,23 @@ class Catalog:
         at a time.
         """
         copies: dict[BackupId, list[Copy]] = defaultdict(list)
-        for _, found in self._ask(lambda store: _copies_in(store, database)):
+        for _, found in self._ask(lambda store: copies_in(store, database)):
             for backup, copy in found:
                 copies[backup].append(copy)
         missed = tuple(self._missed.values())
         newest_first = sorted(copies, key=lambda backup: backup.stamp, reverse=True)
-        return [Backup(id, tuple(_of_one_backup(copies[id])), missed) for id in newest_first]
+        return [Backup(id, tuple(of_one_backup(copies[id])), missed) for id in newest_first]
 
     def load(self, backup: BackupId) -> Backup:
         """A backup with its manifests and check results. Raises BackupNotFound."""
         copies = []
-        for _, copy in self._ask(lambda store: _copy_in(store, backup)):
+        for _, copy in self._ask(lambda store: copy_in(store, backup)):
             copies += [copy] if copy else []
         if not copies:
             raise self.lacking(
                 f"there is no {backup} in {self.places}", hint="backup-dag list shows what there is"
             )
-        return Backup(backup, tuple(_of_one_backup(copies)), tuple(self._missed.values()))
+        return Backup(backup, tuple(of_one_backup(copies)), tuple(self._missed.values()))
 
     def load_if_there(self, backup: BackupId) -> Backup | None:
         """The same; None where it is gone, or no store is left to ask that may have it (`away`)."""
@@ -362,106 +272,3 @@ def _sorted_out(store: Store) -> tuple[dict[BackupId, set[str]], list[Stray]]:
 def _without_manifest(store: Store, names: Iterable[str]) -> list[Stray]:
     why = "no manifest: still being written, or left by a run that died"
     return [Stray(store.address(name), why) for name in names]
-
-
-def _copy_in(store: Store, backup: BackupId) -> Copy | None:
-    """A store's copy. Raises StoreUnreachable where it stopped answering: then nothing is known of it."""
-    sizes = {listed.name: listed.bytes for listed in store.list(f"{backup}.")}
-    return _copy(store, backup, sizes) if backup.file(MANIFEST) in sizes else None
-
-
-def _copies_in(store: Store, database: str) -> list[tuple[BackupId, Copy]]:
-    """A store's copies of a database's backups. Raises as `_copy_in`, and is not waited for then."""
-    sizes: dict[BackupId, dict[str, int]] = defaultdict(dict)
-    for listed in store.list(f"backup_{database}_"):
-        backup = BackupId.parse(listed.name.partition(".")[0])
-        if backup is not None and backup.database == database:
-            sizes[backup][listed.name] = listed.bytes
-    whole = [backup for backup, names in sizes.items() if backup.file(MANIFEST) in names]
-
-    def copy(backup: BackupId) -> Copy | None:
-        with suppress(BackupNotFound):  # removed meanwhile
-            return _copy(store, backup, sizes[backup])
-        return None
-
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = zip(whole, pool.map(copy, whole), strict=True)
-        return [(backup, there) for backup, there in found if there]
-
-
-def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
-    try:
-        document = store.read(backup.file(MANIFEST))
-        manifest = read_manifest(document, backup.file(MANIFEST))
-    except StoreUnreachable:
-        raise
-    except BackupDagError as error:
-        refused = error if isinstance(error, StoreError | DiskError) else None
-        fault = f"{store.address(backup.file(MANIFEST))}: {error.message}"
-        return Copy(store, None, None, fault, refused=refused)
-    fault = ""
-    for file in manifest.files:
-        there = _bytes_of(store, file.name, sizes)
-        if there != file.bytes:
-            found = "not there" if there is None else f"{there:,} bytes"
-            fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
-    known, remark = _noted(store, backup, sizes)
-    return Copy(store, manifest, known, fault, remark, document)
-
-
-def _noted(store: Store, backup: BackupId, names: Collection[str]) -> tuple[Verification | None, str]:
-    """What earlier checks found, and why nobody can tell: one note that cannot be read hides no backup."""
-    name = backup.file(VERIFICATION)
-    try:
-        known = verification(store, backup, names)
-    except StoreUnreachable:
-        raise
-    except (StoreError, DiskError) as error:
-        return None, f"the record of this backup's checks cannot be read: {error.message}"
-    unread = known is None and name in names
-    return known, f"{store.address(name)} is no record of this backup's checks" if unread else ""
-
-
-def _bytes_of(store: Store, name: str, sizes: dict[str, int]) -> int | None:
-    """None where there is no such file. What a listing lacks is asked for by name before that is believed,
-    since a copy is condemned for it."""
-    if name in sizes:
-        return sizes[name]
-    return next((listed.bytes for listed in store.list(name) if listed.name == name), None)
-
-
-def _of_one_backup(copies: list[Copy]) -> Iterator[Copy]:
-    """The copies; one whose manifest is not the first one's, under whatever passphrase, is another backup
-    that has the same name."""
-    first = next((copy.manifest for copy in copies if copy.manifest), None)
-    for copy in copies:
-        if first and copy.manifest and not copy.manifest.is_same_backup(first):
-            yield replace(copy, fault=copy.fault or _is_another(copy.store, copy.manifest, first))
-        else:
-            yield copy
-
-
-def _is_another(store: Store, manifest: Manifest, first: Manifest) -> str:
-    """How a manifest differs from that of the nearest copy, in words."""
-    server = manifest.server.system_identifier
-    if server == first.server.system_identifier:
-        return (
-            f"{store.address(manifest.id.file(MANIFEST))} does not say what the nearest copy's manifest says:"
-            " it is another backup of the same name, or one of the two was changed"
-        )
-    return (
-        f"{store.address(manifest.artifact.name)} is another backup of the same name, from the server"
-        f" {server}: give each server a BACKUP_S3_PREFIX of its own"
-    )
-
-
-def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verification | None:
-    """The results of earlier checks of a copy; None where there are none that can be read."""
-    name = backup.file(VERIFICATION)
-    if name not in names:
-        return None
-    try:
-        found = Verification.model_validate_json(store.read(name))
-    except ValueError:
-        return None
-    return found if found.backup == str(backup) else None

@@ -20,8 +20,9 @@ from backup_dag.core import process
 from backup_dag.core.address import Address
 from backup_dag.core.audit import entries, log_file
 from backup_dag.core.authenticity import authenticator, demanded
-from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores
+from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.clients import find_clients
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.drilling.confinement import can_shut_in
 from backup_dag.core.drilling.own_checks import own_checks

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from backup_dag.core.audit import audited
 from backup_dag.core.authenticity import authenticator, is_authentic
 from backup_dag.core.authenticity import check as check_authenticity
-from backup_dag.core.catalog import Backup, Catalog, Copy, Stray, verification
+from backup_dag.core.catalog import Catalog, Stray
+from backup_dag.core.copies import Backup, Copy, verification
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,

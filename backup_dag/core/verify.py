@@ -11,7 +11,8 @@ from backup_dag import __version__
 from backup_dag.core import journal
 from backup_dag.core.audit import audited
 from backup_dag.core.authenticity import check as check_authenticity
-from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores, verification
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import Backup, Copy, verification
 from backup_dag.core.errors import BackupDagError, BackupNotFound, GuardRefused, IntegrityError, StoreError
 from backup_dag.core.key import decryption_key
 from backup_dag.core.known import served_as_newest

@@ -19,7 +19,8 @@ from dagster import (
     sensor,
 )
 
-from backup_dag.core.catalog import Backup, Catalog, Survey, open_stores
+from backup_dag.core.catalog import Catalog, Survey, open_stores
+from backup_dag.core.copies import Backup
 from backup_dag.core.databases import Database
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings

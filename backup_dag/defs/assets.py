@@ -28,7 +28,8 @@ from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
 from backup_dag.core.backup import order_for, take_backup
-from backup_dag.core.catalog import Catalog, Copy
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Copy
 from backup_dag.core.databases import Database
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.nights import SLACK

@@ -20,7 +20,7 @@ from dagster import (
     asset_check,
 )
 
-from backup_dag.core.catalog import Backup, Copy
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import Database
 from backup_dag.core.drilling.outcome import Outcome
 from backup_dag.core.drilling.own_checks import Answer

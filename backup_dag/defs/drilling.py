@@ -32,7 +32,8 @@ from dagster import (
 )
 from pydantic import Field
 
-from backup_dag.core.catalog import Backup, Catalog, open_stores
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import Backup
 from backup_dag.core.databases import Database
 from backup_dag.core.drilling.drill import drill, of_day, to_drill, unproven
 from backup_dag.core.drilling.own_checks import OwnCheck, own_checks

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from backup_dag.core.authenticity import authenticator, canonical, check, in_words
-from backup_dag.core.catalog import Copy
+from backup_dag.core.copies import Copy
 from backup_dag.core.errors import BackupDagError, ConfigurationError, IntegrityError
 from backup_dag.core.gpg import agent_ended
 from backup_dag.core.manifest import Encryption, Manifest, read_manifest

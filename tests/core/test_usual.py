@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore

@@ -17,7 +17,8 @@ from backup_dag.core.address import Address
 from backup_dag.core.audit import Entry, audited
 from backup_dag.core.authenticity import authentic_part, in_words
 from backup_dag.core.authenticity import check as check_authenticity
-from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
+from backup_dag.core.catalog import Catalog, find, open_stores
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.drilling.differing import with_keys
 from backup_dag.core.drilling.ground import Ground, ground_for
 from backup_dag.core.drilling.outcome import Outcome

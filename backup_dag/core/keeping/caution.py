@@ -6,7 +6,7 @@ An old backup is worth most when the new ones are bad, so nothing goes until the
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
-from backup_dag.core.catalog import Backup
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.manifest import BackupId, Manifest
 from backup_dag.core.nights import CLOCKS_APART

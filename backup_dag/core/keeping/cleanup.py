@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backup_dag.core.audit import Entry, audited, entries
-from backup_dag.core.catalog import Backup
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import BackupDagError, DiskError, GuardRefused, StoreError
 from backup_dag.core.holds import is_held, sweep_holds
 from backup_dag.core.keeping.caution import (

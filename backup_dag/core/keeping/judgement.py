@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from backup_dag.core.catalog import Backup, Catalog, Copy
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.errors import BackupNotFound, StoreError
 from backup_dag.core.holds import is_held, is_hold
 from backup_dag.core.keeping.cleaned import Cleaned, Judged

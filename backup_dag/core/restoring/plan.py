@@ -15,7 +15,7 @@ from backup_dag.core import history
 from backup_dag.core.address import Address
 from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.authenticity import in_words
-from backup_dag.core.catalog import Backup, Copy
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import Database, configured
 from backup_dag.core.errors import ConfigurationError, DiskError, GuardRefused
 from backup_dag.core.in_words import length, size

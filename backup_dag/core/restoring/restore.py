@@ -18,7 +18,7 @@ from backup_dag.core.audit import Entry, audited
 from backup_dag.core.authenticity import authentic_part, is_authentic
 from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.backup import Order, take_backup
-from backup_dag.core.catalog import Backup, Copy
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import (
     BackupDagError,

@@ -1,6 +1,7 @@
 """Which backup a restore is about, by what was wished for."""
 
-from backup_dag.core.catalog import Backup, Catalog, Copy, find, open_stores
+from backup_dag.core.catalog import Catalog, find, open_stores
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import configured
 from backup_dag.core.errors import GuardRefused
 from backup_dag.core.known import served_as_newest

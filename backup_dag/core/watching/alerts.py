@@ -24,7 +24,8 @@ from tenacity import (
 from backup_dag import __version__
 from backup_dag.core import journal
 from backup_dag.core.audit import audited
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import BackupDagError, ConfigurationError, DeliveryFailed
 from backup_dag.core.in_words import length
 from backup_dag.core.settings import Settings

@@ -9,7 +9,8 @@ from datetime import date, datetime, timedelta
 from itertools import islice
 
 from backup_dag.core import history, nights
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import BackupDagError, ConfigurationError, DiskError
 from backup_dag.core.in_words import length
 from backup_dag.core.key import why_unopened

@@ -5,7 +5,8 @@ from contextlib import suppress
 from datetime import datetime
 
 from backup_dag.core import history, nights
-from backup_dag.core.catalog import Backup, Catalog
+from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Backup
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
 from backup_dag.core.known import served_as_newest, taken_away
 from backup_dag.core.manifest import BackupId

@@ -20,7 +20,8 @@ from prometheus_client.metrics_core import Metric
 
 from backup_dag.core import history
 from backup_dag.core.audit import entries
-from backup_dag.core.catalog import Backup, Catalog, open_stores, verification
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import Backup, verification
 from backup_dag.core.databases import told_apart
 from backup_dag.core.errors import BackupNotFound, ConfigurationError, DiskError, StoreError
 from backup_dag.core.manifest import MANIFEST, VERIFICATION, BackupId

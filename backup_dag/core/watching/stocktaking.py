@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
 
 from backup_dag.core import history, nights
-from backup_dag.core.catalog import Backup, Catalog, Copy, open_stores
+from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import Database, told_apart
 from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, DiskError, StoreError
 from backup_dag.core.key import why_unopened

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import UTC, date, timedelta, tzinfo
 
-from backup_dag.core.catalog import Backup
+from backup_dag.core.copies import Backup
 
 DAYS = 30
 NONE, PROVEN, UNPROVEN, FAILED, LATE = "·", "●", "○", "!", "l"
