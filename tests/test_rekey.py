@@ -429,6 +429,40 @@ def test_what_an_upload_that_was_killed_left_in_the_bucket_does_not_keep_the_rek
     assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), NEW) == [NEW, NEW]
 
 
+def test_what_a_rekey_that_was_killed_lists_goes_to_no_bucket(
+    here: Here, sample: str, terminal: MakeTerminal, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Killed before the manifest: the folder's checksums list both, and the bucket gets the one."""
+    ours, there = terminal(sample), at_bucket(s3, bucket)
+    assert here(ours, "backup").returncode == 0
+    ended = ended_before(ours, ("local", 3), "rekey", **ROTATED)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert here(ours, "backup", **there, **ROTATED).returncode == 0
+    assert assert_whole(fetched(s3, bucket, tmp_path / "fetched"), KEY, NEW) == [KEY, NEW]
+    assert here(ours, "rekey", **there, **ROTATED).returncode == 0
+    for folder in (ours.backups, fetched(s3, bucket, tmp_path / "fetched")):
+        assert assert_whole(folder, NEW) == [NEW, NEW]
+        assert_nothing_else(folder)
+
+
+def test_a_copy_that_nothing_here_opens_is_neither_forged_nor_in_the_way(
+    here: Here, sample: str, terminal: MakeTerminal, s3: S3Server, bucket: str
+) -> None:
+    """Another host has re-encrypted the bucket, and the old passphrase is set nowhere any more."""
+    ours, there = terminal(sample), at_bucket(s3, bucket)
+    assert here(ours, "backup", **there).returncode == 0
+    elsewhere = {"BACKUP_DIR": str(ours.folder / "elsewhere")}
+    assert here(ours, "rekey", **there, **ROTATED, **elsewhere).returncode == 0
+    planned = here(ours, "restore", "--dry-run", "--json", **there, **ONLY_NEW)
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert plan["source"].startswith("s3://")
+    [said] = [each for each in plan["findings"] if "copy" in each["what"]]
+    assert said["what"] == "another copy"
+    assert f"this backup's passphrase has fingerprint {fingerprint(KEY)}" in said["found"]
+    assert "BACKUP_ENCRYPTION_OLD_KEY" in said["advice"]
+
+
 # -- in a folder
 
 
@@ -715,6 +749,9 @@ def test_who_begins_to_read_meanwhile_reads_to_the_end(
         assert changed == {newest.file("json"), newest.file("sha256")}
     assert isinstance(first.error, GuardRefused)
     assert "process 4711" in first.error.message
+    for dry_run in (True, False):
+        still, *_ = rekeyed(rotated, kept, dry_run=dry_run)
+        assert isinstance(still.error, GuardRefused), "what is not done is not called done"
     (kept.folder / hold).unlink()
     assert rekeyed(rotated, kept)[0].fate == "rekeyed"
     assert assert_whole(kept.folder, NEW) == [NEW, NEW]

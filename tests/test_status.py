@@ -117,6 +117,8 @@ def test_a_store_that_does_not_answer_is_an_error_once_all_else_is_told(
     assert ended.returncode == 7
     assert "not asked: s3; what it would have to say is not known" in ended.stderr
     assert "3? 2? 1?" in ended.stdout
+    unset = document(here, locking, 7, **away, BACKUP_ENCRYPTION_KEY="another that never was")
+    assert the_one(unset)["unopened"] == 0, "the bucket's copy may be under it"
     refused = here(locking, "restore", "latest-proven", "--dry-run", **away)
     assert refused.returncode == 7
     assert "is known to be proven, and where it may be, nobody answers" in refused.stderr

@@ -45,6 +45,11 @@ def test_what_was_found_once_is_not_found_again(readers: Mapping[str, Kind], pat
     assert fault(readers[path.parent.name].target, path.read_bytes()) == ""
 
 
+@pytest.mark.parametrize("name", ["restores", "audit"])
+def test_a_log_full_of_empty_lines_is_read_in_time(readers: Mapping[str, Kind], name: str) -> None:
+    assert fault(readers[name].target, b"\n" * 1_000_000 + readers[name].seeds[0]) == ""
+
+
 def test_each_way_to_break_the_promise_is_told() -> None:
     def forever(text: bytes) -> None:
         while True:

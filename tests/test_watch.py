@@ -1,6 +1,7 @@
 """Whoever has to know is told once, at the right hour, and once more when it is well: by real receivers."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -13,14 +14,14 @@ from pydantic import SecretStr
 
 from backup_dag.core import history
 from backup_dag.core.catalog import Catalog, open_stores
-from backup_dag.core.errors import DeliveryFailed
+from backup_dag.core.errors import DeliveryFailed, IntegrityError
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.key import passphrase_fingerprint
 from backup_dag.core.manifest import Manifest
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
-from backup_dag.core.verify import made_check, record
+from backup_dag.core.verify import examine, made_check, record
 from backup_dag.core.watching import alerts, delivery, telling
 from backup_dag.core.watching.alerts import Alert
 from backup_dag.core.watching.concern import Concern
@@ -184,10 +185,33 @@ def test_what_a_drill_here_found_out_is_told_where_it_stands_beside_no_copy(
     assert "table public.t has 3 rows" in unproven.happened
     history.record(shop.backup_dir, "drill", "shop", **{**about, "store": "s3"}, faults=["gone since"])
     assert len(found(shop, at(9, 4))) == 1
+    artifact = local.folder / made(at(9)).artifact.name
+    later = (datetime.now(UTC) + 2 * HOUR).timestamp()
+    os.utime(artifact, (later, later))
+    assert found(shop, at(9, 4)) == [], "it was removed, and put there again since"
+    os.utime(artifact)
     record(local, made(at(9)), made_check("restore", 3.0, ["table public.t has 3 rows"]))
     assert kinds(shop, at(9, 4)) == ["unproven"]
     record(local, made(at(9)), made_check("restore", 3.0, []))
     assert found(shop, at(9, 4)) == []
+
+
+def test_another_servers_backup_of_the_same_name_is_not_told_as_damage(
+    off_site: Settings, local: LocalStore, work: Path
+) -> None:
+    """Whoever followed the advice for damage would remove what may be its only copy."""
+    bucket = S3Store(connect(off_site), off_site)
+    night = made(at(9))
+    other = night.model_copy(update={"server": night.server.model_copy(update={"system_identifier": "8"})})
+    fill([local], work, [night])
+    fill([bucket], work, [other])
+    [unusable] = [each for each in found(off_site, at(9, 4)) if each.kind == "unusable"]
+    assert "another backup of the same name, from the server 8" in unusable.happened
+    assert unusable.advice.startswith("remove nothing of it")
+    [_, copy] = Catalog(open_stores(off_site)).load(night.id).copies
+    with pytest.raises(IntegrityError, match="another backup of the same name"):
+        examine(off_site, copy, "checksum")
+    assert Catalog([bucket]).load(night.id).good, "nothing is noted against it there"
 
 
 def test_a_check_of_ones_own_is_wrong_until_the_next_drill(

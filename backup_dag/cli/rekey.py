@@ -87,6 +87,7 @@ def _show(each: Rekeyed) -> None:
     anew = f"; made anew of another copy, and not of itself: {each.damage}" if each.damage else ""
     said = {
         "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s{anew}",
+        "untidy": "is under it; what it took the place of would be removed",
         "due": f"{size(each.bytes)}, under {under}: would be re-encrypted",
         "locked": f"locked {_until(each)}: it stays under {under}",
         "failed": each.error.message if each.error else "",
@@ -136,6 +137,11 @@ def _end(
         terminal.say(
             f"{_copies(need_old)} not encrypted, and authenticated by an old passphrase:"
             " keep it, set, for as long as they are kept"
+        )
+    if rekeying.strays:
+        terminal.say(
+            f"{len(rekeying.strays):,} files belong to no whole backup, and were not looked at:"
+            " backup-dag list names them"
         )
     looked_at_all = bool(done) and not (errors or rekeying.strays or need_old)
     if looked_at_all and not dry_run and database is None and settings.old_passphrases():

@@ -18,7 +18,7 @@ from backup_dag.cli.group import (
     say_what_was_missed,
 )
 from backup_dag.core.catalog import find
-from backup_dag.core.copies import Backup, Copy
+from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy
 from backup_dag.core.errors import (
     BackupDagError,
     BackupNotFound,
@@ -29,7 +29,7 @@ from backup_dag.core.in_words import size
 from backup_dag.core.known import served_as_newest
 from backup_dag.core.manifest import Check, Level, Manifest
 from backup_dag.core.settings import Settings, load
-from backup_dag.core.verify import KEEP_THE_OTHER, SOMEBODY_REMOVED, examine, latest_to_verify, record
+from backup_dag.core.verify import SOMEBODY_REMOVED, examine, latest_to_verify, record
 from backup_dag.core.watching.watch import beat
 
 

@@ -9,8 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -92,24 +91,42 @@ def check(settings: Settings, copy: Copy) -> Authentication | None:
 
 def is_authentic(settings: Settings, copy: Copy) -> bool:
     """Whether `check` has nothing to say against it."""
-    with suppress(BackupDagError):
-        check(settings, copy)
-        return True
-    return False
+    return _against(settings, copy) is None
 
 
-def authentic_part(settings: Settings, backup: Backup) -> tuple[Backup, list[str]]:
-    """The backup as the stores have it whose copies are authentic, where the nearest one's is not; and where
-    the others are, which are left out.
+@dataclass(frozen=True)
+class LeftOut:
+    """A copy that is passed over, and why: it is forged, or nothing here can tell whose it is."""
+
+    address: str
+    why: BackupDagError
+
+    @property
+    def forged(self) -> bool:
+        return isinstance(self.why, IntegrityError)
+
+
+def authentic_part(settings: Settings, backup: Backup) -> tuple[Backup, list[LeftOut]]:
+    """The backup as the stores have it whose copies are authentic, where the nearest one's is not; and the
+    others, which are left out.
 
     Otherwise a copy that was forged would be held to be the backup, and the true one another of its name.
     """
     readable = [copy for copy in backup.copies if copy.manifest]
-    authentic = [copy.store for copy in readable if is_authentic(settings, copy)]
+    against = {copy.store: why for copy in backup.copies if (why := _against(settings, copy))}
+    authentic = [copy.store for copy in readable if copy.store not in against]
     if not authentic or readable[0].store in authentic:
         return backup, []
-    left_out = [copy.store.address() for copy in backup.copies if copy.store not in authentic]
+    left_out = [LeftOut(store.address(), why) for store, why in against.items()]
     return replace(Catalog(authentic).load(backup.id), missed=backup.missed), left_out
+
+
+def _against(settings: Settings, copy: Copy) -> BackupDagError | None:
+    try:
+        check(settings, copy)
+    except BackupDagError as error:
+        return error
+    return None
 
 
 def in_words(authentication: Authentication | None) -> str:

@@ -1,7 +1,7 @@
 """A backup and its copies: what one store holds of it, read off its listing, its manifest and its notes."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,20 +25,35 @@ from backup_dag.core.manifest import (
 )
 from backup_dag.core.store.base import Store
 
+KEEP_THE_OTHER = (
+    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
+    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand: the"
+    " next backup-dag backup copies to the bucket what is missing there"
+)
+"""What to do about a copy that is damaged."""
+
+_KEEP_BOTH = (
+    "remove nothing of it: it may be the only copy that there is of it; give each server a BACKUP_S3_PREFIX"
+    " (and BACKUP_DIR) of its own, and see who writes there"
+)
 _AT_A_TIME = 8  # documents of one store
+_LARGEST = 64 << 20  # bytes of a manifest: of 100,000 tables, some 30 MB
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One store's copy of a backup. `fault` says why it cannot be used, "" where it can; `remark` what else
-    is not as it should be. `document` is what the manifest was read from; `refused` is why that could not be
-    read at all, which says nothing of what it holds."""
+    """One store's copy of a backup. `fault` says why it cannot be used, "" where it can, and `hint` what to
+    do about it; `remark` what else is not as it should be. `damaged`: the fault is one of its bytes; else it
+    is another backup of the same name, or nobody can tell. `document` is what the manifest was read from;
+    `refused` is why that could not be read at all, which says nothing of what it holds."""
 
     store: Store
     manifest: Manifest | None
     verification: Verification | None
     fault: str = ""
     remark: str = ""
+    hint: str = ""
+    damaged: bool = False
     document: bytes = field(default=b"", repr=False)
     refused: StoreError | DiskError | None = None
 
@@ -136,15 +151,17 @@ def copies_in(store: Store, database: str) -> list[tuple[BackupId, Copy]]:
 
 
 def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
+    name = backup.file(MANIFEST)
     try:
-        document = store.read(backup.file(MANIFEST))
-        manifest = read_manifest(document, backup.file(MANIFEST))
+        document = _document(store, name, sizes)
+        manifest = read_manifest(document, name)
     except StoreUnreachable:
         raise
     except BackupDagError as error:
         refused = error if isinstance(error, StoreError | DiskError) else None
-        fault = f"{store.address(backup.file(MANIFEST))}: {error.message}"
-        return Copy(store, None, None, fault, refused=refused)
+        torn = isinstance(error, IntegrityError | BackupNotFound)
+        fault = f"{store.address(name)}: {error.message}"
+        return Copy(store, None, None, fault, hint=error.hint, damaged=torn, refused=refused)
     fault = ""
     for file in manifest.files:
         there = _bytes_of(store, file.name, sizes)
@@ -152,12 +169,25 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
             found = "not there" if there is None else f"{there:,} bytes"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
     known, remark = _noted(store, backup, sizes)
-    return Copy(store, manifest, known, fault, remark, document)
+    hint = KEEP_THE_OTHER if fault else ""
+    return Copy(store, manifest, known, fault, remark, hint, damaged=bool(fault), document=document)
 
 
-def _noted(store: Store, backup: BackupId, names: Collection[str]) -> tuple[Verification | None, str]:
+def _document(store: Store, name: str, sizes: dict[str, int]) -> bytes:
+    """Whoever may write to a bucket could else fill the memory of who reads it."""
+    if sizes.get(name, 0) > _LARGEST:
+        raise IntegrityError(
+            f"{sizes[name]:,} bytes are no manifest: it has {_LARGEST:,} at most",
+            hint="see who can write there; compare it with the other store's copy",
+        )
+    return store.read(name)
+
+
+def _noted(store: Store, backup: BackupId, names: dict[str, int]) -> tuple[Verification | None, str]:
     """What earlier checks found, and why nobody can tell: one note that cannot be read hides no backup."""
     name = backup.file(VERIFICATION)
+    if names.get(name, 0) > _LARGEST:
+        return None, f"{store.address(name)} is no record of this backup's checks"
     try:
         known = verification(store, backup, names)
     except StoreUnreachable:
@@ -182,7 +212,8 @@ def of_one_backup(copies: list[Copy]) -> Iterator[Copy]:
     first = next((copy.manifest for copy in copies if copy.manifest), None)
     for copy in copies:
         if first and copy.manifest and not copy.manifest.is_same_backup(first):
-            yield replace(copy, fault=copy.fault or _is_another(copy.store, copy.manifest, first))
+            fault, hint = _is_another(copy.store, copy.manifest, first), _KEEP_BOTH
+            yield replace(copy, fault=fault, hint=hint, damaged=False)
         else:
             yield copy
 

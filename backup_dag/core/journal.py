@@ -48,6 +48,8 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for line in file:
+                if not line.lstrip().startswith("{"):
+                    continue
                 with suppress(ValueError, RecursionError):
                     if isinstance(said := json.loads(line), dict):
                         yield said

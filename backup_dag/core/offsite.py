@@ -42,10 +42,10 @@ def copy_offsite(
 ) -> Iterator[Copied]:
     """Copies a database's local backups (of one partition day) that the bucket lacks, the newest first.
 
-    The newest is compared where it is there already, but for one that is under another passphrase there;
-    older ones that are there are left at that. One that cannot be copied keeps no other from it: its error is
-    raised when all have been tried. May be repeated at any time; two on one machine wait for each other. The
-    audit log goes along.
+    The newest is compared where it is there already; of one that is under another passphrase there, whether
+    all of it is there. Older ones that are there are left at that. One that cannot be copied keeps no other
+    from it: its error is raised when all have been tried. May be repeated at any time; two on one machine
+    wait for each other. The audit log goes along.
 
     Raises:
         BackupNotFound: there is no local backup of that day.
@@ -81,7 +81,7 @@ def _copies(
                     document = bucket.read(manifest.id.file(MANIFEST))
                 if other := _under_another_passphrase(document, manifest):
                     if newest:
-                        yield Copied(other, _where(bucket, other))
+                        yield Copied(other, _whole_there(bucket, other))
                 elif document and not newest:
                     _hold_to_the_bucket(bucket, manifest, document)
                 else:
@@ -103,7 +103,11 @@ def _under_another_passphrase(document: bytes, manifest: Manifest) -> Manifest |
     return None
 
 
-def _where(bucket: Store, manifest: Manifest) -> dict[str, Stored]:
+def _whole_there(bucket: Store, manifest: Manifest) -> dict[str, Stored]:
+    """Where its files are. Raises IntegrityError where not all are there, in their sizes."""
+    [copy] = Catalog([bucket]).load(manifest.id).copies
+    if copy.fault:
+        raise IntegrityError(copy.fault, hint=copy.hint)
     return {name: Stored(bucket.address(name), new=False) for name in manifest.names}
 
 

@@ -27,13 +27,11 @@ def publish(
     stored: dict[str, Stored] = {}
     try:
         for name in manifest.names:
-            expected = promised.get(name) or _measured(folder / name)
-            try:
+            if name == manifest.id.file(CHECKSUM):
+                stored[name] = _put_checksums(store, manifest, folder, observer)
+            else:
+                expected = promised.get(name) or _measured(folder / name)
                 stored[name] = store.put(folder / name, name, expected, observer)
-            except IntegrityError:
-                if name != manifest.id.file(CHECKSUM) or not _listed_besides(store, manifest, folder):
-                    raise
-                stored[name] = Stored(store.address(name), new=False)
     except BaseException as error:
         only_the_manifest_failed = len(stored) == len(manifest.names) - 1
         if (
@@ -49,23 +47,44 @@ def publish(
     return stored
 
 
-def _listed_besides(store: Store, manifest: Manifest, folder: Path) -> bool:
-    """Where the checksums that are there list other data of the same backup, lists ours before it; else
-    returns False.
+def _put_checksums(store: Store, manifest: Manifest, folder: Path, observer: Observer | None) -> Stored:
+    """Puts those of its own data alone: during a rekey, what lies in the folder lists more."""
+    name, text = manifest.id.file(CHECKSUM), checksum_file(manifest.files).encode()
+    try:
+        if _read(folder / name) == text:
+            return store.put(folder / name, name, _measured(folder / name), observer)
+        with work_directory(folder) as work:
+            return store.put(work / name, name, _written(work / name, text), observer)
+    except IntegrityError:
+        if not _is_right_there(store, manifest, folder):
+            raise
+        return Stored(store.address(name), new=False)
 
-    An upload that was killed before its manifest left them, and the backup has been re-encrypted since. If it
-    was not killed, and its manifest comes all the same, they are still right for it.
+
+def _is_right_there(store: Store, manifest: Manifest, folder: Path) -> bool:
+    """Whether the other checksums that are there are right for it all the same, or were made so.
+
+    They list more where a rekey has not ended. Where they list other data of the same backup alone, an upload
+    was killed before its manifest, and the backup was re-encrypted since: ours are listed before it then. If
+    that was not killed, and its manifest comes all the same, they are still right for it.
     """
     name = manifest.id.file(CHECKSUM)
-    both = checksum_file(manifest.files).encode() + store.read(name)
+    there = store.read(name)
+    if is_listed(there, manifest.files):
+        return True
+    both = checksum_file(manifest.files).encode() + there
     if not is_listed(both, manifest.files):
         return False
     with work_directory(folder) as work:
-        with new_file(work / name) as file:
-            hashing = Hashing(file)
-            hashing.write(both)
-        store.replace(work / name, name, hashing.seen())
+        store.replace(work / name, name, _written(work / name, both))
     return True
+
+
+def _written(path: Path, text: bytes) -> Bytes:
+    with new_file(path) as file:
+        hashing = Hashing(file)
+        hashing.write(text)
+    return hashing.seen()
 
 
 def _may_be_there(store: Store, manifest: Manifest) -> bool:
@@ -79,8 +98,12 @@ def _may_be_there(store: Store, manifest: Manifest) -> bool:
 
 def _measured(path: Path) -> Bytes:
     hashing = Hashing()
+    hashing.write(_read(path))
+    return hashing.seen()
+
+
+def _read(path: Path) -> bytes:
     try:
-        hashing.write(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise disk_error(f"reading {path}", error) from error
-    return hashing.seen()

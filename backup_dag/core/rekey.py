@@ -37,23 +37,24 @@ from backup_dag.core.key import Key, decryption_key, encryption_key
 from backup_dag.core.manifest import VERIFICATION, BackupId, ByPassphrase, Manifest
 from backup_dag.core.reading import brought_near
 from backup_dag.core.reencryption import reencrypt
-from backup_dag.core.replacement import beside, replace_copy, tidy
+from backup_dag.core.replacement import replace_copy, tidy, untidy
 from backup_dag.core.settings import Settings
 from backup_dag.core.stages.checksum import compare
 from backup_dag.core.store.base import FOREVER, Store
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Observer, Watch
-from backup_dag.core.verify import KEEP_THE_OTHER, examine, record
+from backup_dag.core.verify import examine, record
 from backup_dag.core.work import disk_error, one_at_a_time, work_directory
 
-Fate = Literal["current", "other", "due", "rekeyed", "locked", "failed"]
+Fate = Literal["current", "untidy", "other", "due", "rekeyed", "locked", "failed"]
 
 
 @dataclass
 class Rekeyed:
     """What became of one copy.
 
-    `current`: it is under today's passphrase already. `other`: under none (public keys, or not encrypted).
+    `current`: it is under today's passphrase already. `untidy`: it is, and what it took the place of lies
+    beside it still. `other`: under none (public keys, or not encrypted).
     `due`: it would be re-encrypted (a dry run). `locked`: its store protects it until `locked_until`.
     `failed`: it is as it was, or whole under the new passphrase with the old files beside it; `error` says
     why. `damage`: what was wrong with it before it was made anew from another copy. `needs_old`: it is not
@@ -172,12 +173,15 @@ class Rekeying:
             found.under = manifest.encryption.key_fingerprints
             found.bytes = sum(file.bytes for file in manifest.files)
             if copy.fault:
-                raise IntegrityError(copy.fault, hint=KEEP_THE_OTHER)
+                raise IntegrityError(copy.fault, hint=copy.hint)
             if manifest.encryption.mode != "symmetric":
                 found.fate, by = "other", manifest.authentication
                 found.needs_old = isinstance(by, ByPassphrase) and by.key not in self.key.fingerprints
             elif found.under == [*self.key.fingerprints]:
                 found.fate = "current"
+                if untidy(copy.store, manifest):
+                    _refuse_while_read(copy.store, manifest)
+                    found.fate = "untidy"
             else:
                 self._hold_to_what_it_takes(copy, manifest, found)
         except BackupDagError as error:
@@ -206,7 +210,7 @@ class Rekeying:
     def _rekeyed(self, backup: Backup) -> list[Rekeyed]:
         """Deals with all copies of one backup: it is re-encrypted once, for all of them."""
         looked = self._looked_at(backup)
-        if not any(each.fate == "due" or self._left_half_done(each) for each in looked):
+        if not any(each.fate in ("due", "untidy") for each in looked):
             return looked
         folder, of = self._settings.backup_dir, backup.id
         with ExitStack() as stack:
@@ -219,25 +223,16 @@ class Rekeying:
                 looked = self._looked_at(self._catalog.load(of))  # again, now that nobody else changes it
                 work = stack.enter_context(work_directory(folder))
                 for each in looked:
-                    if self._left_half_done(each):
+                    if each.fate == "untidy":
                         self._tidy(each, work)
                 self._replace(looked, of, work)
             except BackupNotFound:  # cleaned up meanwhile
                 return []
             except BackupDagError as error:
                 for each in looked:
-                    if each.fate == "due":
+                    if each.fate in ("due", "untidy"):
                         each.failed(error)
         return looked
-
-    def _left_half_done(self, found: Rekeyed) -> bool:
-        """Whether a run that was killed left the old data beside a copy that is under the new passphrase."""
-        manifest = found.copy.manifest
-        if found.fate != "current" or found.copy.fault or manifest is None:
-            return False
-        with suppress(BackupDagError):
-            return bool(beside(found.copy.store, manifest)) and not holder(found.copy.store, manifest.id)
-        return False
 
     def _tidy(self, found: Rekeyed, work: Path) -> None:
         """Ends what a killed run did not: only beside a manifest that is authentic."""

@@ -72,6 +72,13 @@ def tidy(store: Store, manifest: Manifest, folder: Path) -> list[str]:
     return unnamed
 
 
+def untidy(store: Store, manifest: Manifest) -> bool:
+    """Whether there is something for `tidy` to do: data beside a copy, or checksums that list it too."""
+    listed = store.read(manifest.id.file(CHECKSUM))
+    more = listed != checksum_file(manifest.files).encode() and is_listed(listed, manifest.files)
+    return more or bool(beside(store, manifest))
+
+
 def beside(store: Store, manifest: Manifest) -> list[str]:
     """Files of data that belong to a backup by their names, and that its manifest does not name."""
     named = {file.name for file in manifest.files}

@@ -37,20 +37,13 @@ from backup_dag.core.store.local import LocalStore
 from backup_dag.core.stream import Hashing, Meter, Observer
 from backup_dag.core.work import reading_directory
 
-KEEP_THE_OTHER = (
-    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
-    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand: the"
-    " next backup-dag backup copies to the bucket what is missing there"
-)
-"""What to do about a copy that is damaged."""
-
 SOMEBODY_REMOVED = "see who can remove from the bucket, and its versions; the next backup goes there as ever"
 
 
 def examine(
     settings: Settings, copy: Copy, level: Level, observer: Observer | None = None, *, roles: bool = True
 ) -> Check:
-    """Checks one copy.
+    """Checks one copy. One that is another backup of the same name is not condemned for that.
 
     `checksum` needs no key: every file of the backup against the manifest. `content` also finds out whether
     the manifest is authentic, decrypts, decompresses and reads the dump to its last line, and compares every
@@ -61,6 +54,8 @@ def examine(
             recorded then, since nothing is known.
     """
     manifest = copy.its_manifest(hint="verify another copy, or another backup")
+    if copy.fault and not copy.damaged:  # nothing is wrong with it: it is another's
+        raise IntegrityError(copy.fault, hint=copy.hint)
     began, where = time.monotonic(), copy.store.label
     with audited(
         settings.backup_dir, "verify", manifest.database, manifest.backup, level=level, store=where

@@ -138,6 +138,9 @@ def verdict_on_the_copy(manifest: Manifest, copy: Copy | None, *, here: bool = T
     if not here:
         said = f"{where} is in the bucket, nothing here to compare it with"
         return Verdict(asset, COPY, True, said, metadata=backup)
+    if copy.manifest != manifest and copy.manifest and copy.manifest.is_same_backup(manifest):
+        said = f"{where} is what it is here, under another passphrase"
+        return Verdict(asset, COPY, True, said, metadata=backup)
     if copy.manifest != manifest:
         said = f"{where} is whole, and not what is here: another backup of the same name?"
         return Verdict(asset, COPY, False, said, metadata=backup)

@@ -36,11 +36,11 @@ from dagster import (
 )
 
 from backup_dag.core.catalog import Catalog, open_stores
+from backup_dag.core.copies import KEEP_THE_OTHER
 from backup_dag.core.databases import Database
 from backup_dag.core.errors import BackupDagError
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
-from backup_dag.core.verify import KEEP_THE_OTHER
 from backup_dag.core.watching import watch
 from backup_dag.core.watching.alerts import Alert, Kind, deliver, protection
 from backup_dag.defs.checks import ALERTS, CHECKSUM, CONTENT, PROVEN, Verdict

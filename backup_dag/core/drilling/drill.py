@@ -134,7 +134,7 @@ class Drill:
         self._copy = off_site_first(self._backup)
         self._stack = ExitStack()
         self._took = Stopwatch()
-        self._notes = [f"left out, since it is not authentic: the copy in {each}" for each in left_out]
+        self._notes = [f"the copy in {each.address} is left out: {each.why.message}" for each in left_out]
         if settings.aws_s3_bucket and self._copy.store.label == "local":
             self._notes.append("it is not in the bucket, so the local copy was drilled")
         self._answers: list[Answer] = []

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from backup_dag.core import history
 from backup_dag.core.address import Address
+from backup_dag.core.authenticity import LeftOut, in_words
 from backup_dag.core.authenticity import check as check_authenticity
-from backup_dag.core.authenticity import in_words
 from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import Database, configured
-from backup_dag.core.errors import ConfigurationError, DiskError, GuardRefused
+from backup_dag.core.errors import BackupDagError, ConfigurationError, DiskError, GuardRefused, IntegrityError
 from backup_dag.core.in_words import length, size
 from backup_dag.core.manifest import Check, Manifest
 from backup_dag.core.restoring.bystanders import sessions
@@ -26,7 +26,6 @@ from backup_dag.core.restoring.obstacles import Found, Mode, fitting_clients, ob
 from backup_dag.core.restoring.roles import Roles
 from backup_dag.core.restoring.target import LONGEST_NAME, Standing, Target
 from backup_dag.core.settings import Settings
-from backup_dag.core.verify import KEEP_THE_OTHER
 
 _LOAD, _PROVE, _ANALYZE = 40e6, 120e6, 400e6  # bytes of dump a second, where nothing was measured yet
 
@@ -154,17 +153,17 @@ class RestorePlan(_Document):
 @dataclass(frozen=True)
 class Chosen:
     """What is to be restored: the copy that was verified, newer backups that were passed over and why, and
-    what is wrong with the file that holds the roles. `left_out`: where copies lie that are not authentic;
-    `hidden`: newer backups that were there and are gone; `damaged`: what is wrong with other copies of it."""
+    what is wrong with the file that holds the roles. `left_out`: copies that are not authentic; `hidden`:
+    newer backups that were there and are gone; `others`: why other copies of it were passed over."""
 
     backup: Backup
     copy: Copy
     check: Check
     passed_over: Sequence[str] = ()
     roles_lost: Sequence[str] = ()
-    left_out: Sequence[str] = ()
+    left_out: Sequence[LeftOut] = ()
     hidden: Sequence[str] = ()
-    damaged: Sequence[str] = ()
+    others: Sequence[BackupDagError] = ()
 
     @property
     def findings(self) -> Iterator[Found]:
@@ -173,11 +172,13 @@ class Chosen:
         for why in self.passed_over:
             advice = "this restores an older state; see whether that backup can be mended, or copied again"
             yield Found(verdict="warn", what="a NEWER backup", found=f"cannot be used: {why}", advice=advice)
-        for why in self.damaged:
-            yield Found(verdict="warn", what="a DAMAGED copy", found=why, advice=KEEP_THE_OTHER)
-        for where in self.left_out:
-            said = f"the one in {where} is left out: somebody else wrote or changed it"
-            yield Found(verdict="warn", what="a FORGED copy", found=said, advice="see who can write there")
+        for other in self.others:
+            what = "a DAMAGED copy" if isinstance(other, IntegrityError) else "another copy"
+            yield Found(verdict="warn", what=what, found=other.message, advice=other.hint)
+        for each in self.left_out:
+            what = "a FORGED copy" if each.forged else "another copy"
+            said = f"the one in {each.address} is left out: {each.why.message}"
+            yield Found(verdict="warn", what=what, found=said, advice=each.why.hint)
         for why in self.hidden:
             advice = (
                 "this restores an older state; look elsewhere for the newer, and at the bucket's versions"

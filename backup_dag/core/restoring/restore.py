@@ -6,7 +6,7 @@ a database that is marked as half-made; the next restore of that target drops it
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,10 +18,13 @@ from backup_dag.core.audit import Entry, audited
 from backup_dag.core.authenticity import authentic_part, is_authentic
 from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.backup import Order, take_backup
-from backup_dag.core.copies import Backup, Copy
+from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy
 from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import (
     BackupDagError,
+    BackupNotFound,
+    ConfigurationError,
+    GuardRefused,
     IntegrityError,
 )
 from backup_dag.core.history import Stopwatch
@@ -72,7 +75,7 @@ class Restoration:
         self._finished = False
         self._chosen: Manifest | None = None  # the copy's own: another may be under another passphrase
         self._roles_lost: list[str] = []  # what is wrong with the file that holds them
-        self._damaged: list[str] = []  # what is wrong with copies that were passed over
+        self._others: list[BackupDagError] = []  # what is wrong with copies that were passed over
 
     def __enter__(self) -> Self:
         return self
@@ -101,9 +104,7 @@ class Restoration:
                 f" {'; '.join(copy.fault for copy in self._backup.copies)}",
                 hint="restore another backup; backup-dag list shows them",
             )
-        with suppress(IntegrityError):  # of that `verify` speaks, and records it
-            check_authenticity(self._settings, usable[0])
-            decryption_key(self._settings, (usable[0].manifest or manifest).encryption)
+        self._usable, self._others = self._that_open(usable)
         self._server, address = target_of(self._settings, self._wish, manifest)
         itself = self._wish.mode == "in-place"
         self._target: Target = self._stack.enter_context(target_at(address, or_itself=itself))
@@ -119,18 +120,21 @@ class Restoration:
         """
         with self._took("verify"):
             faults: list[str] = []
-            usable = [copy for copy in self._backup.copies if copy.manifest and not copy.fault]
-            self._damaged = [copy.fault for copy in self._backup.copies if copy.fault]
             tried = []
-            for copy in usable:
+            for copy in self._usable:
                 level = self._level(copy, to_its_end=to_its_end)
-                near = copy if to_its_end else self._near(copy)
+                try:
+                    near = copy if to_its_end else self._near(copy)
+                except (BackupNotFound, IntegrityError) as error:
+                    still_the_same(copy)
+                    faults.append(error.message)
+                    continue
                 tried.append((copy, near))
                 check = examine(self._settings, near, level, self._watch("verifying the backup"))
                 with suppress(BackupDagError):  # a bucket may only be readable from here
                     record(copy.store, self._manifest, check)
                 if check.passed:
-                    self._damaged += faults
+                    self._others += [IntegrityError(said, hint=KEEP_THE_OTHER) for said in faults]
                     self._choose(copy, near, check)
                     return
                 faults += check.faults
@@ -152,6 +156,30 @@ class Restoration:
             f"{self._backup.id} is damaged and was not restored: {'; '.join(faults)}",
             hint="restore another one: backup-dag restore latest-proven, or see backup-dag list",
         )
+
+    def _that_open(self, usable: Sequence[Copy]) -> tuple[list[Copy], list[BackupDagError]]:
+        """Those of them that something opens which is set here, and why the other copies are passed over.
+
+        What is damaged or forged is among them: `verify` speaks of that, and records it. Raises
+        ConfigurationError where nothing opens any.
+        """
+        found, closed = list[Copy](), list[BackupDagError]()
+        others = [
+            (IntegrityError if copy.damaged else GuardRefused)(copy.fault, hint=copy.hint)
+            for copy in self._backup.copies
+            if copy.fault
+        ]
+        for copy in usable:
+            try:
+                with suppress(IntegrityError):
+                    check_authenticity(self._settings, copy)
+                decryption_key(self._settings, copy.its_manifest().encryption)
+                found.append(copy)
+            except ConfigurationError as error:
+                closed.append(error)
+        if not found:
+            raise closed[0]
+        return found, [*others, *closed]
 
     def _level(self, copy: Copy, *, to_its_end: bool) -> Level:
         """How deep to look. Notes of earlier checks count only beside a manifest that is authentic."""
@@ -192,7 +220,7 @@ class Restoration:
             self._roles_lost,
             self._left_out,
             [] if self._passed_over else hidden(self._settings, self._wish, self._copy),
-            self._damaged,
+            self._others,
         )
         return make_plan(self._settings, self._wish, chosen, self._roles, self._target)
 

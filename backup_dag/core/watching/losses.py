@@ -6,13 +6,12 @@ from datetime import datetime
 
 from backup_dag.core import history, nights
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.copies import Backup
+from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
 from backup_dag.core.known import served_as_newest, taken_away
 from backup_dag.core.manifest import BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
-from backup_dag.core.verify import KEEP_THE_OTHER
 from backup_dag.core.watching.concern import Concern
 
 
@@ -45,14 +44,15 @@ def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
             if verdict and not copy.fault and verdict.level == "restore":
                 yield _unproven(database, str(backup.id), copy.store.label, verdict.faults, verdict.time)
                 continue
+            damaged = copy.damaged or not copy.fault
             why = copy.fault or "; ".join(verdict.faults if verdict else ())
             yield Concern(
-                "damaged",
+                "damaged" if damaged else "unusable",
                 database,
                 f"{backup.id} in {copy.store.label}",
-                f"a copy of {backup.id} is damaged: {why}",
+                f"a copy of {backup.id} {'is damaged' if damaged else 'cannot be used'}: {why}",
                 verdict.time if verdict else backup.id.time,
-                KEEP_THE_OTHER,
+                copy.hint or KEEP_THE_OTHER,
                 backup=str(backup.id),
             )
 
@@ -77,8 +77,15 @@ def _stands(catalog: Catalog, drilled: history.Drilled) -> bool:
         for copy in catalog.load(backup).copies:
             if copy.store.label == drilled.store:
                 since = copy.verdict if copy.verdict and copy.verdict.time > drilled.time else None
-                return not (since and since.passed)
+                return not (since and since.passed) and not _was_put_there_since(copy, drilled.time)
     return False
+
+
+def _was_put_there_since(copy: Copy, then: datetime) -> bool:
+    """Whether what was found of it was found of other files: it was removed, and copied again."""
+    name = copy.manifest.artifact.name if copy.manifest else ""
+    listed = (each for each in copy.store.list(name) if each.name == name)
+    return any(each.modified > then + nights.CLOCKS_APART for each in listed)
 
 
 def _unproven(database: str, backup: str, store: str, faults: Sequence[str], since: datetime) -> Concern:

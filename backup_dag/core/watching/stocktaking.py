@@ -154,7 +154,10 @@ class _Eye:
         return list(map(_verdict, losses(self._settings, self._catalog, found, self._name, self._now)))
 
     def _unopened(self) -> tuple[int, BackupDagError] | None:
-        """How many good backups nothing that is set here opens, and why not the newest of them."""
+        """How many good backups nothing that is set here opens, and why not the newest of them. A store that
+        did not answer may have copies that are under another passphrase."""
+        if self._away:
+            return None
         good = [each for each in self._every if each.good]
         found = [why for each in good if (why := why_unopened(self._settings, made_with(each)))]
         return (len(found), found[0]) if found else None
