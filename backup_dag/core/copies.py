@@ -36,6 +36,10 @@ _KEEP_BOTH = (
     "remove nothing of it: it may be the only copy that there is of it; give each server a BACKUP_S3_PREFIX"
     " (and BACKUP_DIR) of its own, and see who writes there"
 )
+_FIND_OUT = (
+    "see who can write there; backup-dag verify ID --store local, and --store s3, each by itself, say which"
+    " is authentic and whole; remove nothing before that is known"
+)
 _AT_A_TIME = 8  # documents of one store
 _LARGEST = 64 << 20  # bytes of a manifest: of 100,000 tables, some 30 MB
 
@@ -212,24 +216,26 @@ def of_one_backup(copies: list[Copy]) -> Iterator[Copy]:
     first = next((copy.manifest for copy in copies if copy.manifest), None)
     for copy in copies:
         if first and copy.manifest and not copy.manifest.is_same_backup(first):
-            fault, hint = _is_another(copy.store, copy.manifest, first), _KEEP_BOTH
-            yield replace(copy, fault=fault, hint=hint, damaged=False)
+            yield _another(copy, copy.manifest, first)
         else:
             yield copy
 
 
-def _is_another(store: Store, manifest: Manifest, first: Manifest) -> str:
-    """How a manifest differs from that of the nearest copy, in words."""
+def _another(copy: Copy, manifest: Manifest, first: Manifest) -> Copy:
+    """The copy, with how its manifest differs from the nearest one's. Another server's is not damaged."""
     server = manifest.server.system_identifier
     if server == first.server.system_identifier:
-        return (
-            f"{store.address(manifest.id.file(MANIFEST))} does not say what the nearest copy's manifest says:"
-            " it is another backup of the same name, or one of the two was changed"
+        where = copy.store.address(manifest.id.file(MANIFEST))
+        fault = (
+            f"{where} does not say what the nearest copy's manifest says: it is another backup of the same"
+            " name, or one of the two was changed"
         )
-    return (
-        f"{store.address(manifest.artifact.name)} is another backup of the same name, from the server"
+        return replace(copy, fault=fault, hint=_FIND_OUT, damaged=True)
+    fault = (
+        f"{copy.store.address(manifest.artifact.name)} is another backup of the same name, from the server"
         f" {server}: give each server a BACKUP_S3_PREFIX of its own"
     )
+    return replace(copy, fault=fault, hint=_KEEP_BOTH, damaged=False)
 
 
 def verification(store: Store, backup: BackupId, names: Iterable[str]) -> Verification | None:
