@@ -15,7 +15,7 @@ from backup_dag.cli.group import EPILOG, as_json, cli
 @as_json
 def doctor(send_test_alert: bool, as_json: bool) -> None:
     """Look at everything a backup needs, and say what is missing and what to do."""
-    from backup_dag.core.doctor import examine
+    from backup_dag.core.doctor.examine import examine
 
     findings = []
     for finding in examine(send_test_alert=send_test_alert):

@@ -15,16 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backup_dag.core.copies import Backup, Copy, copies_in, copy_in, of_one_backup
-from backup_dag.core.errors import (
-    BackupDagError,
-    BackupNotFound,
-    DiskError,
-    StoreError,
-)
-from backup_dag.core.manifest import (
-    MANIFEST,
-    BackupId,
-)
+from backup_dag.core.errors import BackupDagError, BackupNotFound, DiskError, StoreError
+from backup_dag.core.manifest import MANIFEST, BackupId
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import PROBE, Store
 from backup_dag.core.store.local import LocalStore

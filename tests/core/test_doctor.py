@@ -7,7 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from backup_dag.core.doctor import Finding, examine
+from backup_dag.core.doctor.examine import examine
+from backup_dag.core.doctor.finding import Finding
 from backup_dag.core.drilling.confinement import can_shut_in
 from demo.servers import Postgres, S3Server, available_versions, free_port
 from tests.conftest import KEY, make_database, run_sql

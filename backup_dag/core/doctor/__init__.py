@@ -1,0 +1,1 @@
+"""What a backup needs, looked at before it is needed."""
