@@ -17,7 +17,7 @@ from backup_dag.core.catalog import Catalog, open_stores
 from backup_dag.core.errors import DeliveryFailed, IntegrityError
 from backup_dag.core.keeping.cleanup import Leave, clean_up
 from backup_dag.core.key import passphrase_fingerprint
-from backup_dag.core.manifest import Manifest
+from backup_dag.core.manifest import Manifest, named_for
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
 from backup_dag.core.store.s3 import S3Store, connect
@@ -194,6 +194,27 @@ def test_what_a_drill_here_found_out_is_told_where_it_stands_beside_no_copy(
     assert kinds(shop, at(9, 4)) == ["unproven"]
     record(local, made(at(9)), made_check("restore", 3.0, []))
     assert found(shop, at(9, 4)) == []
+
+
+def test_a_copy_that_has_lost_its_manifest_is_told(shop: Settings, local: LocalStore, work: Path) -> None:
+    seven_nights(local, work)
+    local.remove(made(at(8)).id.file("json"))
+    [damaged] = [each for each in found(shop, at(9, 4)) if each.kind == "damaged"]
+    assert f"a copy of {made(at(8)).id} has lost its manifest" in damaged.happened
+    local.put_note(made(at(8)).id.file("going.json"), "{}")
+    assert "damaged" not in kinds(shop, at(9, 4)), "a clean-up takes it away"
+
+
+def test_a_rekey_that_was_interrupted_is_told_after_a_while(
+    told: Settings, local: LocalStore, work: Path, web: Web
+) -> None:
+    seven_nights(local, work)
+    night = made(at(9))
+    (local.folder / named_for(night.artifact.name, FINGERPRINT)).write_bytes(b"under another")
+    [unfinished] = found(told, at(9, 4))
+    assert (unfinished.kind, unfinished.patience) == ("unfinished", 6 * HOUR)
+    assert named_for(night.artifact.name, FINGERPRINT) in unfinished.happened
+    assert Catalog([local]).load(night.id).good
 
 
 def test_another_servers_backup_of_the_same_name_is_not_told_as_damage(

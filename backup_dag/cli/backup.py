@@ -1,6 +1,8 @@
 """backup-dag backup."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -105,7 +107,7 @@ def _back_up(settings: Settings, order: Order, made: _Made, *, quiet: bool) -> N
     if not quiet:
         _show_backup(manifest, made.copies[0])
     for bucket in buckets:
-        with terminal.progress("copying to the bucket") as observer:
+        with _saying_what_is_left(manifest), terminal.progress("copying to the bucket") as observer:
             for copied in copy_offsite(
                 LocalStore(settings.backup_dir), bucket, database.name, observer=observer
             ):
@@ -116,6 +118,19 @@ def _back_up(settings: Settings, order: Order, made: _Made, *, quiet: bool) -> N
                     terminal.show(f"  {copied.artifact.address}{'' if tonight else '  (made up for)'}")
     if not buckets:
         terminal.say("no off-site copy: AWS_S3_BUCKET is not set")
+
+
+@contextmanager
+def _saying_what_is_left(manifest: Manifest) -> Iterator[None]:
+    """Where the copying fails, that the backup is there all the same."""
+    try:
+        yield
+    except BackupDagError:
+        terminal.say(
+            f"{manifest.backup} is whole in BACKUP_DIR; the next backup copies what the bucket lacks, and so"
+            " does s3_copy in Dagster"
+        )
+        raise
 
 
 def _show_backup(manifest: Manifest, address: str) -> None:

@@ -144,9 +144,9 @@ def _say_what_opens_them(copies: Sequence[Copy], keys: Fingerprints) -> None:
 
 
 def _where(copy: Copy, keys: Fingerprints) -> str:
-    """The store, with a sign where the copy cannot be used, or is under another passphrase than today's."""
+    """The store, with a sign where the copy is not good, or is under another passphrase than today's."""
     key = keys.what_opens(copy.manifest.encryption) if copy.manifest else ""
-    return f"{copy.store.label}{_SIGNS.get(key, '')}{'!' if copy.fault else ''}"
+    return f"{copy.store.label}{_SIGNS.get(key, '')}{'' if copy.good else '!'}"
 
 
 def _as_row(backup: Backup, keys: Fingerprints, away: Collection[str]) -> list[str]:

@@ -35,15 +35,16 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
     """
     settings = load()
     done: list[Rekeyed] = []
-    with ExitStack() as bars, _standing(done):
+    with ExitStack() as bars:
         stores = open_stores(settings)
         rekeying = Rekeying(settings, stores, lambda what: terminal.next_progress(bars, what))
-        for each in rekeying.each(database, dry_run=dry_run):
-            bars.close()
-            if not as_json and not _said_before(each, done):
-                _show(each)
-            done.append(each)
-    if any(each.fate == "rekeyed" for each in done):
+        with _saying_how_far(done, rekeying):
+            for each in rekeying.each(database, dry_run=dry_run):
+                bars.close()
+                if not as_json and not _said_before(each, done):
+                    _show(each)
+                done.append(each)
+    if any(each.fate in ("rekeyed", "tidied") for each in done):
         for bucket in stores[1:]:
             if bucket.address() not in rekeying.not_reached:
                 send_if_possible(settings.backup_dir, bucket)
@@ -61,14 +62,15 @@ def rekey(database: str | None, dry_run: bool, as_json: bool) -> None:
 
 
 @contextmanager
-def _standing(done: Sequence[Rekeyed]) -> Iterator[None]:
+def _saying_how_far(done: Sequence[Rekeyed], rekeying: Rekeying) -> Iterator[None]:
     """Where it is interrupted, says how far it has come."""
     try:
         yield
     except (KeyboardInterrupt, click.Abort):
-        count = Counter(each.fate for each in done)
+        seen = {id(each): each for each in (*done, *rekeying.at_work)}
+        rekeyed = sum(each.fate == "rekeyed" for each in seen.values())
         terminal.say(
-            f"{_copies(count['rekeyed'])} re-encrypted so far; backup-dag rekey goes on with what is left."
+            f"{_copies(rekeyed)} re-encrypted so far; backup-dag rekey goes on with what is left."
             f" {_KEEP_THE_OLD.capitalize()}"
         )
         raise
@@ -86,6 +88,7 @@ def _show(each: Rekeyed) -> None:
     under = " ".join(each.under)
     anew = f"; made anew of another copy, and not of itself: {each.damage}" if each.damage else ""
     said = {
+        "tidied": "what it took the place of was removed",
         "rekeyed": f"{size(each.bytes)} in {each.seconds:.1f} s{anew}",
         "untidy": "is under it; what it took the place of would be removed",
         "due": f"{size(each.bytes)}, under {under}: would be re-encrypted",
@@ -121,14 +124,16 @@ def _end(
     if worked := [each for each in done if each.seconds]:
         in_all = length(sum(each.seconds for each in worked))
         did += f" ({size(sum(each.bytes for each in worked))} in {in_all})"
-    terminal.say(f"{did} for the passphrase of fingerprint {key}, {count['current']} were under it{others}")
+    under = count["current"] + count["tidied"]
+    already = f"{under:,} {'was' if under == 1 else 'were'} under it"
+    terminal.say(f"{did} for the passphrase of fingerprint {key}, {already}{others}")
     for address, backups in rekeying.not_reached.items():
         many = "1 backup" if backups == 1 else f"{backups:,} backups"
         terminal.say(f"the copies of {many} in {address} were not dealt with: run it again when it answers")
     errors = [each.error for each in done if each.error] + rekeying.missed
     for message, times in Counter(each.error.message for each in done if each.error).items():
         if times > 1:
-            terminal.say(f"the same is so of {times:,} copies in all (backup-dag list marks them): {message}")
+            terminal.say(f"the same of {times:,} copies in all (backup-dag list marks them): {message}")
     if count["locked"]:
         said = f"{_copies(count['locked'])} locked by a store: under the old passphrase until the lock ends"
         errors.append(GuardRefused(said, hint=_KEEP_THE_OLD))

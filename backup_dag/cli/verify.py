@@ -96,11 +96,12 @@ class _Asked:
             why = f"{found.id} has no copy in the store {self._store}"
             missing = BackupNotFound(why, hint="backup-dag list shows where it is")
             self._refuse(str(found.id), found.id.database, missing)
-        results = [(address, check) for copy in copies for address, check in self._of_copy(found, copy)]
-        self.checks += results
-        if failed := [address for address, check in results if not check.passed]:
+        results = [(copy, *each) for copy in copies for each in self._of_copy(found, copy)]
+        self.checks += [(address, check) for _, address, check in results]
+        if failed := [(copy, address) for copy, address, check in results if not check.passed]:
             self.not_well.add(found.id.database)
-            said, hint = f"{' and '.join(failed)} did not pass", KEEP_THE_OTHER
+            said = f"{' and '.join(address for _, address in failed)} did not pass"
+            hint = failed[0][0].advice if len(failed) == 1 else KEEP_THE_OTHER
             self._failures.append(IntegrityError(said, hint=hint))
 
     def _hold_to_what_is_known(self, found: Backup) -> None:

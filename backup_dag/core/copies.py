@@ -21,16 +21,16 @@ from backup_dag.core.manifest import (
     Check,
     Manifest,
     Verification,
+    holds_data,
     read_manifest,
 )
 from backup_dag.core.store.base import Store
 
 KEEP_THE_OTHER = (
-    "keep the other copy if there is one, and verify it (backup-dag verify ID); make a backup now, and look"
-    " at the disk or the bucket; once another copy is known to be good, remove this one's files by hand: the"
-    " next backup-dag backup copies to the bucket what is missing there"
+    "keep the other copy if there is one, and verify it; make a backup now, and look at the disk or the"
+    " bucket; see the README, A copy is damaged"
 )
-"""What to do about a copy that is damaged."""
+"""What to do about a copy that is damaged, where it is not known which."""
 
 _KEEP_BOTH = (
     "remove nothing of it: it may be the only copy that there is of it; give each server a BACKUP_S3_PREFIX"
@@ -44,12 +44,29 @@ _AT_A_TIME = 8  # documents of one store
 _LARGEST = 64 << 20  # bytes of a manifest: of 100,000 tables, some 30 MB
 
 
+def keep_the_other(store: str, address: str, backup: str) -> str:
+    """What to do about a damaged copy in the store of that label. `address` is all of its files', as a person
+    would type it."""
+    other = "s3" if store == "local" else "local"
+    then = (
+        "it is not brought back here by itself, and need not be"
+        if store == "local"
+        else "the next backup-dag backup copies it there again, if it is good here"
+    )
+    return (
+        f"keep the other copy, if there is one: backup-dag verify {backup} --store {other}. Once that is"
+        f" known to be good, remove all of {address}; {then}. Else make a backup now. Look at the"
+        f" {'disk' if store == 'local' else 'bucket, and who writes there'}"
+    )
+
+
 @dataclass(frozen=True)
 class Copy:
     """One store's copy of a backup. `fault` says why it cannot be used, "" where it can, and `hint` what to
     do about it; `remark` what else is not as it should be. `damaged`: the fault is one of its bytes; else it
-    is another backup of the same name, or nobody can tell. `document` is what the manifest was read from;
-    `refused` is why that could not be read at all, which says nothing of what it holds."""
+    is another backup of the same name, or nobody can tell. `unnamed`: files of data beside it that its
+    manifest does not name, as a rekey leaves them that was killed. `document` is what the manifest was read
+    from; `refused` is why that could not be read at all, which says nothing of what it holds."""
 
     store: Store
     manifest: Manifest | None
@@ -58,6 +75,7 @@ class Copy:
     remark: str = ""
     hint: str = ""
     damaged: bool = False
+    unnamed: tuple[str, ...] = ()
     document: bytes = field(default=b"", repr=False)
     refused: StoreError | DiskError | None = None
 
@@ -66,8 +84,15 @@ class Copy:
         if self.refused is not None:
             raise self.refused
         if self.manifest is None:
-            raise IntegrityError(self.fault, hint=hint)
+            raise IntegrityError(self.fault, hint=self.hint or hint)
         return self.manifest
+
+    @property
+    def advice(self) -> str:
+        """What to do about it where it is not good."""
+        if self.hint or self.manifest is None:
+            return self.hint
+        return _keep_the_other(self.store, self.manifest.id)
 
     @property
     def verdict(self) -> Check | None:
@@ -165,7 +190,8 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
         refused = error if isinstance(error, StoreError | DiskError) else None
         torn = isinstance(error, IntegrityError | BackupNotFound)
         fault = f"{store.address(name)}: {error.message}"
-        return Copy(store, None, None, fault, hint=error.hint, damaged=torn, refused=refused)
+        hint = _keep_the_other(store, backup) if torn else error.hint
+        return Copy(store, None, None, fault, hint=hint, damaged=torn, refused=refused)
     fault = ""
     for file in manifest.files:
         there = _bytes_of(store, file.name, sizes)
@@ -173,8 +199,17 @@ def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
             found = "not there" if there is None else f"{there:,} bytes"
             fault = f"{store.address(file.name)} is {found}, {file.bytes:,} bytes were promised"
     known, remark = _noted(store, backup, sizes)
-    hint = KEEP_THE_OTHER if fault else ""
-    return Copy(store, manifest, known, fault, remark, hint, damaged=bool(fault), document=document)
+    named = {file.name for file in manifest.files}
+    unnamed = tuple(sorted(name for name in sizes if holds_data(name) and name not in named))
+    if unnamed:
+        left = f"its manifest does not name {' and '.join(map(store.address, unnamed))}: a rekey was"
+        remark = "; ".join(filter(None, (remark, f"{left} interrupted, and backup-dag rekey removes that")))
+    hint = _keep_the_other(store, backup) if fault else ""
+    return Copy(store, manifest, known, fault, remark, hint, bool(fault), unnamed, document)
+
+
+def _keep_the_other(store: Store, backup: BackupId) -> str:
+    return keep_the_other(store.label, store.address(f"{backup}.*"), str(backup))
 
 
 def _document(store: Store, name: str, sizes: dict[str, int]) -> bytes:

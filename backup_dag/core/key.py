@@ -115,9 +115,9 @@ def another_passphrase(settings: Settings, theirs: str) -> ConfigurationError:
         have += f", the old ones have {', '.join(map(passphrase_fingerprint, old))}"
     return ConfigurationError(
         f"this backup's passphrase has fingerprint {theirs}, {have}",
-        hint="set BACKUP_ENCRYPTION_KEY to the passphrase of that fingerprint, which was in use when it was"
-        " made, or last re-encrypted (rekey); where another is in use today, give this one in"
-        " BACKUP_ENCRYPTION_OLD_KEY, or in a file (BACKUP_ENCRYPTION_OLD_KEYS_FILE)",
+        hint="where the passphrase was changed on purpose, give the one of that fingerprint in"
+        " BACKUP_ENCRYPTION_OLD_KEY, or in a file (BACKUP_ENCRYPTION_OLD_KEYS_FILE); else set"
+        " BACKUP_ENCRYPTION_KEY to it: it was in use when it was made, or last re-encrypted (rekey)",
     )
 
 

@@ -7,6 +7,7 @@ from datetime import date
 
 from backup_dag.core.audit import audited, send_if_possible
 from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import keep_the_other
 from backup_dag.core.errors import BackupDagError, BackupNotFound, ConfigurationError, IntegrityError
 from backup_dag.core.manifest import MANIFEST, Manifest, read_manifest
 from backup_dag.core.publish import publish
@@ -114,6 +115,13 @@ def _whole_there(bucket: Store, manifest: Manifest) -> dict[str, Stored]:
 def _hold_to_the_bucket(bucket: Store, manifest: Manifest, document: bytes) -> None:
     """Raises IntegrityError where what lies there under this name is another backup."""
     name = manifest.id.file(MANIFEST)
+    try:
+        read_manifest(document, name)
+    except IntegrityError as error:
+        address, of = bucket.address(f"{manifest.id}.*"), str(manifest.id)
+        raise IntegrityError(
+            f"{bucket.address(name)}: {error.message}", hint=keep_the_other("s3", address, of)
+        ) from None
     if document != manifest.to_json().encode():
         raise IntegrityError(
             f"{bucket.address(name)} is of another backup than this machine's, which has no copy there",

@@ -46,7 +46,7 @@ from backup_dag.core.stream import Hashing, Observer, Watch
 from backup_dag.core.verify import examine, record
 from backup_dag.core.work import disk_error, one_at_a_time, work_directory
 
-Fate = Literal["current", "untidy", "other", "due", "rekeyed", "locked", "failed"]
+Fate = Literal["current", "untidy", "tidied", "other", "due", "rekeyed", "locked", "failed"]
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Rekeyed:
     """What became of one copy.
 
     `current`: it is under today's passphrase already. `untidy`: it is, and what it took the place of lies
-    beside it still. `other`: under none (public keys, or not encrypted).
+    beside it still; `tidied`: that has been removed. `other`: under none (public keys, or not encrypted).
     `due`: it would be re-encrypted (a dry run). `locked`: its store protects it until `locked_until`.
     `failed`: it is as it was, or whole under the new passphrase with the old files beside it; `error` says
     why. `damage`: what was wrong with it before it was made anew from another copy. `needs_old`: it is not
@@ -139,6 +139,8 @@ class Rekeying:
         self._catalog = Catalog(stores)
         self._may_remove_in: dict[Store, bool] = {}
         self.strays: list[Stray] = []
+        self.at_work: list[Rekeyed] = []
+        """The copies of the backup that is being dealt with; `each` has not yielded them yet."""
         self.not_reached: Counter[str] = Counter()
         """How many backups may have a copy that could not be dealt with, by the address of its store."""
 
@@ -220,7 +222,8 @@ class Rekeying:
                     if store not in self._catalog.silent:
                         sweep_holds(store, of)
                         stack.enter_context(held(store, of))
-                looked = self._looked_at(self._catalog.load(of))  # again, now that nobody else changes it
+                # again, now that nobody else changes it
+                self.at_work = looked = self._looked_at(self._catalog.load(of))
                 work = stack.enter_context(work_directory(folder))
                 for each in looked:
                     if each.fate == "untidy":
@@ -241,7 +244,7 @@ class Rekeying:
         try:
             check_authenticity(self._settings, found.copy)
             tidy(found.copy.store, manifest, work)
-            found.fate = "rekeyed"
+            found.fate = "tidied"
         except BackupDagError as error:
             self._failed(found, error)
 
@@ -287,7 +290,7 @@ class Rekeying:
         where there is none."""
         for each in looked:
             manifest = each.copy.manifest
-            brought = each.fate in ("current", "rekeyed") and each.copy.good
+            brought = each.fate in ("current", "tidied", "rekeyed") and each.copy.good
             if manifest is not None and brought and is_authentic(self._settings, each.copy):
                 try:
                     return self._fetched(each.copy.store, manifest, work)

@@ -524,7 +524,7 @@ def test_a_manifest_that_nobody_can_read_is_a_failure_of_its_day(
     assert (found.retained, found.strip[-2:], found.days_missing) == (1, "○!", [date(2025, 5, 10)])
 
 
-def test_two_hundred_backups_cost_a_listing_and_two_documents_each(
+def test_two_hundred_backups_cost_two_listings_and_two_documents_each(
     shop: Settings, local: LocalStore, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill([local], work, [made(NOW - timedelta(hours=n)) for n in range(200)])
@@ -542,7 +542,7 @@ def test_two_hundred_backups_cost_a_listing_and_two_documents_each(
     monkeypatch.setattr(LocalStore, "list", listed)
     monkeypatch.setattr(LocalStore, "read", read)
     assert of(shop).retained == 200
-    assert (asked.count("list"), asked.count("read")) == (1, 400)
+    assert (asked.count("list"), asked.count("read")) == (2, 400)
 
 
 # in words, and drawn

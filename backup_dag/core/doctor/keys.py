@@ -50,12 +50,17 @@ def _opens(database: str, backups: Sequence[Backup], keys: Fingerprints) -> Iter
         for print_ in {p for copy in copies for p in _under_a_passphrase(copy)}:
             under.setdefault(print_, []).append(str(backup.id))
     what = f"{database} passphrase"
+    left = [copy.store.address(name) for each in backups for copy in each.copies for name in copy.unnamed]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        said = f"a rekey was interrupted, and left {left[0]}{more}"
+        yield warn(what, f"{said}, under another passphrase", "backup-dag rekey removes what is left")
     for print_, ids in under.items():
         many = f"{len(ids)} of {len(backups)} backups, {ids[0]} the newest of them,"
         if keys.what_is(print_) == "unknown":
             advice = (
-                "set BACKUP_ENCRYPTION_KEY to it; where you changed it on purpose, give the earlier one in"
-                " BACKUP_ENCRYPTION_OLD_KEY (BACKUP_ENCRYPTION_OLD_KEYS_FILE) as well"
+                "where it was changed on purpose, give this one in BACKUP_ENCRYPTION_OLD_KEY"
+                " (BACKUP_ENCRYPTION_OLD_KEYS_FILE); else set BACKUP_ENCRYPTION_KEY to it"
             )
             said = f"{many} have copies that cannot be read: their passphrase {print_} is not set here"
             yield warn(what, said, advice)

@@ -67,9 +67,11 @@ def _one(there: dict[str, Asked], manifest: Manifest, wanted: str) -> Asked:
     plain = {name.replace('"', ""): asked for name, asked in there.items()}
     if asked := there.get(wanted) or plain.get(wanted):
         return asked
-    like = get_close_matches(wanted, [*plain], 3) or sorted(plain)
+    close = get_close_matches(wanted, [*plain], 3)
+    like = [*close, *sorted(plain.keys() - {*close})]
     more = f" and {len(like) - _MOST_NAMED} more" if len(like) > _MOST_NAMED else ""
     raise BackupNotFound(
         f"{manifest.backup} has no table {wanted}",
-        hint=f"give it as schema.name; there are {', '.join(like[:_MOST_NAMED])}{more}",
+        hint=f"give it as schema.name: there are {', '.join(like[:_MOST_NAMED])}{more}. Where it was dropped"
+        " before this backup, an older one has it: --as-of TIME, or an id of backup-dag list",
     )

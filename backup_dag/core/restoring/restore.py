@@ -18,7 +18,7 @@ from backup_dag.core.audit import Entry, audited
 from backup_dag.core.authenticity import authentic_part, is_authentic
 from backup_dag.core.authenticity import check as check_authenticity
 from backup_dag.core.backup import Order, take_backup
-from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy
+from backup_dag.core.copies import Backup, Copy
 from backup_dag.core.databases import whole_database
 from backup_dag.core.errors import (
     BackupDagError,
@@ -134,7 +134,8 @@ class Restoration:
                 with suppress(BackupDagError):  # a bucket may only be readable from here
                     record(copy.store, self._manifest, check)
                 if check.passed:
-                    self._others += [IntegrityError(said, hint=KEEP_THE_OTHER) for said in faults]
+                    if faults:
+                        self._others.append(IntegrityError("; ".join(faults), hint=self._usable[0].advice))
                     self._choose(copy, near, check)
                     return
                 faults += check.faults

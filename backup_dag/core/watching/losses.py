@@ -1,18 +1,21 @@
 """What was stored, and is not there any more or not as it was; and what the user's own checks said of it."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from backup_dag.core import history, nights
 from backup_dag.core.catalog import Catalog
-from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy
+from backup_dag.core.copies import KEEP_THE_OTHER, Backup, Copy, keep_the_other
 from backup_dag.core.errors import BackupDagError, DiskError, StoreError
 from backup_dag.core.known import served_as_newest, taken_away
-from backup_dag.core.manifest import BackupId
+from backup_dag.core.manifest import GOING, MANIFEST, VERIFICATION, BackupId, holds_data, owner_of
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from backup_dag.core.watching.concern import Concern
+
+_A_REKEY_TAKES = timedelta(hours=6)
 
 
 def losses(
@@ -20,10 +23,14 @@ def losses(
 ) -> Iterator[Concern]:
     """What was stored and is not there any more, or not as it was: of the `recent` ones, and of all that
     drills found out here."""
-    damaged = [concern for backup in found for concern in _damaged(backup, database)]
+    damaged = [concern for backup in found for concern in _damaged(backup, database, now)]
     yield from damaged
     yield from _found_out(settings, catalog, database, {concern.key for concern in damaged})
+    yield from _unfinished(found, database, now)
     for store in catalog.stores:
+        if store.label not in catalog.away:
+            with suppress(StoreError, DiskError):  # the next look says so
+                yield from _without_manifest(store, database, now)
         if store.label != "local" and store.label not in catalog.away:
             yield from _taken_away(settings, store, found, database, now)
 
@@ -37,12 +44,13 @@ def failed_checks(settings: Settings, database: str) -> Iterator[Concern]:
             yield Concern("own check", database, name, happened, last.time, advice, backup=last.backup)
 
 
-def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
+def _damaged(backup: Backup, database: str, now: datetime) -> Iterator[Concern]:
     for copy in backup.copies:
         verdict = copy.verdict if copy.verdict and not copy.verdict.passed else None
         if copy.fault or verdict:
             if verdict and not copy.fault and verdict.level == "restore":
-                yield _unproven(database, str(backup.id), copy.store.label, verdict.faults, verdict.time)
+                about = (database, str(backup.id), copy.store.label)
+                yield _unproven(*about, verdict.faults, verdict.time, copy.advice)
                 continue
             damaged = copy.damaged or not copy.fault
             why = copy.fault or "; ".join(verdict.faults if verdict else ())
@@ -51,8 +59,8 @@ def _damaged(backup: Backup, database: str) -> Iterator[Concern]:
                 database,
                 f"{backup.id} in {copy.store.label}",
                 f"a copy of {backup.id} {'is damaged' if damaged else 'cannot be used'}: {why}",
-                verdict.time if verdict else backup.id.time,
-                copy.hint or KEEP_THE_OTHER,
+                verdict.time if verdict else now,
+                copy.advice or KEEP_THE_OTHER,
                 backup=str(backup.id),
             )
 
@@ -63,7 +71,7 @@ def _found_out(settings: Settings, catalog: Catalog, database: str, told: set[st
     last_of = {(each.backup, each.store): each for each in history.drills(settings.backup_dir, database)}
     for each in last_of.values():
         if each.faults and _stands(catalog, each):
-            concern = _unproven(database, each.backup, each.store, each.faults, each.time)
+            concern = _unproven(database, each.backup, each.store, each.faults, each.time, KEEP_THE_OTHER)
             if concern.key not in told:
                 yield concern
 
@@ -88,9 +96,47 @@ def _was_put_there_since(copy: Copy, then: datetime) -> bool:
     return any(each.modified > then + nights.CLOCKS_APART for each in listed)
 
 
-def _unproven(database: str, backup: str, store: str, faults: Sequence[str], since: datetime) -> Concern:
+def _unproven(
+    database: str, backup: str, store: str, faults: Sequence[str], since: datetime, advice: str
+) -> Concern:
     said = f"a copy of {backup} did not come back as it was backed up: {'; '.join(faults)}"
-    return Concern("unproven", database, f"{backup} in {store}", said, since, KEEP_THE_OTHER, backup=backup)
+    return Concern("unproven", database, f"{backup} in {store}", said, since, advice, backup=backup)
+
+
+def _without_manifest(store: Store, database: str, now: datetime) -> Iterator[Concern]:
+    """Copies that were whole once, since a check was noted beside them, and have lost their manifest."""
+    names: dict[BackupId, set[str]] = defaultdict(set)
+    for listed in store.list(f"backup_{database}_"):
+        backup = owner_of(listed.name)
+        if backup is not None and backup.database == database:
+            names[backup].add(listed.name)
+    for backup, there in names.items():
+        was_whole = backup.file(VERIFICATION) in there and any(map(holds_data, there))
+        if was_whole and there.isdisjoint({backup.file(MANIFEST), backup.file(GOING)}):
+            where = store.address(backup.file(MANIFEST))
+            yield Concern(
+                "damaged",
+                database,
+                f"{backup} in {store.label}",
+                f"a copy of {backup} has lost its manifest: there is no {where}",
+                now,
+                f"bring it back from the other copy, if there is one (the same file, to the byte); or"
+                f" {keep_the_other(store.label, store.address(f'{backup}.*'), str(backup))}",
+                backup=str(backup),
+            )
+
+
+def _unfinished(found: Sequence[Backup], database: str, now: datetime) -> Iterator[Concern]:
+    """A rekey that died, and left what is under the old passphrase beside what is under the new one."""
+    copies = [copy for backup in found for copy in backup.copies if copy.unnamed]
+    for first in copies[:1]:
+        of = "1 copy" if len(copies) == 1 else f"{len(copies)} copies"
+        said = (
+            f"a rekey was interrupted: beside {of} of {database} lies what is under another passphrase, as"
+            f" {first.store.address(first.unnamed[0])}"
+        )
+        advice = "backup-dag rekey ends it, and removes what is left"
+        yield Concern("unfinished", database, "", said, now, advice, patience=_A_REKEY_TAKES)
 
 
 def _taken_away(

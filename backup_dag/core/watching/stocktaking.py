@@ -1,7 +1,7 @@
 """Finds out where one stands, from the stores and this host's record of recoveries alone.
 
 Nothing is connected to. What a store would have to say that did not answer is not known: neither good nor
-bad. Each store is listed once for a database, and two small documents are read of every copy.
+bad. Each store is listed twice for a database, and two small documents are read of every copy.
 """
 
 from collections.abc import Iterator, Sequence
