@@ -21,6 +21,19 @@ _SECONDS_BETWEEN_LINES = 5
 _WIDTH_OF_A_FILE = 200
 
 
+def open_what_is_closed() -> None:
+    """Where we were started with stdin, stdout or stderr closed: else the next file that is opened, a
+    backup's, would take its number, and what is said would go there."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def say(text: str = "") -> None:
     """A line for people, on stderr."""
     with suppress(OSError):  # there is nobody left to tell

@@ -29,7 +29,7 @@ from backup_dag.core.work import one_at_a_time
 from demo.servers import S3Server, free_port
 from tests.cleaning import LONG_AGO, NOW, age, assert_whole_or_not_there, checked, ids, made, put
 from tests.conftest import Here, Terminal
-from tests.core.made import ARTIFACT, ROLES
+from tests.core.made import ARTIFACT, ROLES, manifest
 
 Put = Callable[..., Manifest]
 FULL = Leave(force=True)
@@ -1126,3 +1126,23 @@ def test_errors_of_the_report_come_failures_first() -> None:
     report = Report(dry_run=False, failed={"orders": BackupDagError("x")})
     assert [error.message for error in report.errors] == ["x"]
     assert "orders: nothing is removed: x" in list(report.lines())
+
+
+def test_what_a_host_whose_clock_is_ahead_finds_old_is_judged_by_the_stores_clock(
+    policy: Settings, local: LocalStore, tmp_path: Path
+) -> None:
+    """Else it would take what another host is uploading for what a dead run left."""
+
+    class Behind(LocalStore):
+        def clock(self) -> datetime:
+            return datetime.now(UTC) - timedelta(hours=12)
+
+    then = datetime.now(UTC) - timedelta(hours=30)
+    put(local, tmp_path / "made", manifest("orders", datetime.now(UTC) - timedelta(hours=20)), "content")
+    left = local.folder / f"backup_orders_{then:%Y%m%d_%H%M%S}.sql.gz.gpg"
+    left.write_bytes(b"on its way")
+    os.utime(left, (then.timestamp(), then.timestamp()))
+    clean_up(policy, [Behind(local.folder)], ["orders"], Leave())
+    assert left.exists()
+    clean_up(policy, [local], ["orders"], Leave())
+    assert not left.exists()

@@ -208,6 +208,21 @@ def test_it_runs_with_stdin_closed_and_no_terminal(ours: Terminal) -> None:
     assert "backup_tiny_" in ended.stdout
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "<&- 2>&-"])
+def test_it_runs_with_whatever_is_closed_and_writes_into_no_backup(ours: Terminal, closed: str) -> None:
+    command = f'exec "$0" -m backup_dag.cli "$@" {closed}'
+    for words in (["backup", "--json"], ["verify", "--json"]):
+        ended = subprocess.run(
+            ["bash", "-c", command, sys.executable, *words],
+            cwd=ours.folder,
+            env=ours.environment,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        assert ended.returncode == 0
+        assert ">&-" in closed.split("2")[0] or json.loads(ended.stdout)
+
+
 def test_a_signal_that_comes_when_it_is_over_changes_nothing(ours: Terminal, made: Made) -> None:
     late = "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGTERM);"
     late += "from backup_dag.cli.main import main; sys.argv = ['backup-dag', 'list']; main()"

@@ -50,6 +50,13 @@ def test_a_log_full_of_empty_lines_is_read_in_time(readers: Mapping[str, Kind], 
     assert fault(readers[name].target, b"\n" * 1_000_000 + readers[name].seeds[0]) == ""
 
 
+def test_a_setting_that_asks_for_much_to_be_replaced_is_refused_in_time(readers: Mapping[str, Kind]) -> None:
+    """The end of each is looked for in all that follows: the square of their number."""
+    flood = b"BACKUP_RPO=" + b"${" * 300_000 + b"\n"
+    assert fault(readers["settings"].target, readers["settings"].seeds[0] + flood) == ""
+    assert fault(readers["settings"].target, b"BACKUP_RPO=" + b"${" * 32 + b"a" * 200_000) == ""
+
+
 def test_each_way_to_break_the_promise_is_told() -> None:
     def forever(text: bytes) -> None:
         while True:

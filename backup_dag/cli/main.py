@@ -28,6 +28,7 @@ from backup_dag.core.private import shut_others_out
 
 def main() -> None:
     """Runs a verb; every way it can end has its exit code."""
+    terminal.open_what_is_closed()
     shut_others_out()
     signal.signal(signal.SIGTERM, _interrupt)
     for number in (signal.SIGINT, signal.SIGHUP):  # that a shell, or nohup, may have us ignore

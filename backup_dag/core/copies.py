@@ -1,7 +1,7 @@
 """A backup and its copies: what one store holds of it, read off its listing, its manifest and its notes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,6 @@ _FIND_OUT = (
     " is authentic and whole; remove nothing before that is known"
 )
 _AT_A_TIME = 8  # documents of one store
-_LARGEST = 64 << 20  # bytes of a manifest: of 100,000 tables, some 30 MB
 
 
 def keep_the_other(store: str, address: str, backup: str) -> str:
@@ -182,7 +181,7 @@ def copies_in(store: Store, database: str) -> list[tuple[BackupId, Copy]]:
 def _copy(store: Store, backup: BackupId, sizes: dict[str, int]) -> Copy:
     name = backup.file(MANIFEST)
     try:
-        document = _document(store, name, sizes)
+        document = store.read(name)
         manifest = read_manifest(document, name)
     except StoreUnreachable:
         raise
@@ -212,26 +211,14 @@ def _keep_the_other(store: Store, backup: BackupId) -> str:
     return keep_the_other(store.label, store.address(f"{backup}.*"), str(backup))
 
 
-def _document(store: Store, name: str, sizes: dict[str, int]) -> bytes:
-    """Whoever may write to a bucket could else fill the memory of who reads it."""
-    if sizes.get(name, 0) > _LARGEST:
-        raise IntegrityError(
-            f"{sizes[name]:,} bytes are no manifest: it has {_LARGEST:,} at most",
-            hint="see who can write there; compare it with the other store's copy",
-        )
-    return store.read(name)
-
-
-def _noted(store: Store, backup: BackupId, names: dict[str, int]) -> tuple[Verification | None, str]:
+def _noted(store: Store, backup: BackupId, names: Collection[str]) -> tuple[Verification | None, str]:
     """What earlier checks found, and why nobody can tell: one note that cannot be read hides no backup."""
     name = backup.file(VERIFICATION)
-    if names.get(name, 0) > _LARGEST:
-        return None, f"{store.address(name)} is no record of this backup's checks"
     try:
         known = verification(store, backup, names)
     except StoreUnreachable:
         raise
-    except (StoreError, DiskError) as error:
+    except (StoreError, DiskError, IntegrityError) as error:
         return None, f"the record of this backup's checks cannot be read: {error.message}"
     unread = known is None and name in names
     return known, f"{store.address(name)} is no record of this backup's checks" if unread else ""

@@ -22,6 +22,7 @@ from backup_dag.core.store.base import Listed, Store
 
 _LONGEST = timedelta(hours=48)
 _ENDING = "hold"
+_LARGEST = 1 << 14  # bytes of one; what is larger is not read, and holds for the longest time
 
 
 @contextmanager
@@ -133,7 +134,7 @@ def _holds(store: Store, backup: BackupId) -> Iterator[_Hold]:
 def _read(store: Store, listed: Listed) -> _Hold:
     said: dict[str, Any] = {}
     with suppress(ValueError, RecursionError):
-        found = json.loads(store.read(listed.name))
+        found = json.loads(store.read(listed.name)) if listed.bytes <= _LARGEST else None
         said = found if isinstance(found, dict) else {}
     number = re.search(rf"\.{_ENDING}-([0-9]{{1,18}})-", listed.name, re.ASCII)
     host, machine = str(said.get("host", ""))[:100], _machine()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backup_dag.core.errors import DiskError
-from backup_dag.core.private import make_private
+from backup_dag.core.private import make_private, refuse_links
 from backup_dag.core.stall import lock
 
 _log = logging.getLogger("backup_dag")
@@ -26,6 +26,7 @@ def append(path: Path, said: Mapping[str, Any]) -> str:
     line = json.dumps(said, default=str).encode() + b"\n"
     try:
         make_private(path.parent)
+        refuse_links(path)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             lock(handle, fcntl.LOCK_EX)
@@ -46,6 +47,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         DiskError: it may not be read.
     """
     try:
+        refuse_links(path)
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for line in file:
                 if not line.lstrip().startswith("{"):

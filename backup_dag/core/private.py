@@ -3,9 +3,13 @@
 Secrets stand in this process's memory, so neither it nor a child of it leaves a core file.
 """
 
+import errno
 import os
 import resource
+import stat
 from pathlib import Path
+
+_OURS = (".work", ".audit")  # folders within BACKUP_DIR
 
 
 def shut_others_out() -> None:
@@ -20,3 +24,16 @@ def make_private(folder: Path) -> None:
     if not folder.is_dir():
         make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def refuse_links(path: Path) -> None:
+    """Raises OSError where one of ours in BACKUP_DIR, or the folder of ours that it lies in, is a link, or is
+    neither a file nor a folder: who may write there would else have us write, remove or wait where they like.
+    """
+    for each in [path, *([path.parent] if path.parent.name in _OURS else [])]:
+        try:
+            mode = each.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.ELOOP, f"{each} is a link, or neither a file nor a folder: remove it")

@@ -6,6 +6,7 @@ they show as stars in every repr, log and error. `.env.example` documents each o
 
 import os
 import re
+import stat
 from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ _PASSPHRASES = {
     "BACKUP_ENCRYPTION_OLD_KEY": "BACKUP_ENCRYPTION_OLD_KEYS_FILE",
 }
 _UTF8 = "utf-8-sig"  # Windows' editors put a mark before the first line
+_LARGEST, _MOST_REPLACED = 1 << 18, 32  # bytes of a file of settings; how often ${…} may stand in it
 _MOST_SHOWN = 100  # characters
 _UNITS = {"min": "minutes", "h": "hours", "d": "days"}
 
@@ -313,6 +315,11 @@ def environment_value(name: str, env_file: Path | None = Path(".env")) -> str | 
 
 def _file_values(env_file: Path | None) -> dict[str, str | None]:
     try:
+        text = _bounded(env_file, str(env_file)) if env_file and env_file.exists() else b""
+        if text.count(b"${") > _MOST_REPLACED:  # of each the end is looked for, in all that follows
+            raise ConfigurationError(
+                f"{env_file} holds ${{ more than {_MOST_REPLACED} times", hint="write the values themselves"
+            )
         values = dotenv_values(env_file, encoding=_UTF8) if env_file else {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
@@ -326,14 +333,27 @@ def _file_values(env_file: Path | None) -> dict[str, str | None]:
     return values
 
 
+def _bounded(path: Path, called: str) -> bytes:
+    """A file of settings: not read without an end, nor waited for. Raises ConfigurationError, OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ConfigurationError(f"{called} is no regular file", hint="write it to one, with mode 0600")
+        text = file.read(_LARGEST + 1)
+    if len(text) > _LARGEST:
+        raise ConfigurationError(
+            f"{called} has more than {_LARGEST:,} bytes", hint="see whether it is the right file"
+        )
+    return text
+
+
 def _as_written(env_file: Path | None, name: str) -> str | None:
     return dotenv_values(env_file, interpolate=False, encoding=_UTF8).get(name) if env_file else None
 
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            line = file.readline().rstrip("\n")
+        line = _bounded(path, f"BACKUP_ENCRYPTION_KEY_FILE ({path})").decode().partition("\n")[0]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"reading the passphrase from BACKUP_ENCRYPTION_KEY_FILE ({path}) failed: {error}",
@@ -356,8 +376,7 @@ def _every_line(path: Path) -> list[str]:
     """The passphrases in a file, one a line. Empty lines are passed over."""
     name = "BACKUP_ENCRYPTION_OLD_KEYS_FILE"
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            lines = [line.rstrip("\n") for line in file]
+        lines = _bounded(path, f"{name} ({path})").decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"reading the old passphrases from {name} ({path}) failed: {error}",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from backup_dag.core import stall
 from backup_dag.core.errors import DiskError, GuardRefused
-from backup_dag.core.private import make_private
+from backup_dag.core.private import make_private, refuse_links
 
 _ROOM = ".work"
 _LOCK = "lock"
@@ -37,6 +37,7 @@ def work_directory(backup_dir: Path) -> Iterator[Path]:
     """
     room = backup_dir / _ROOM
     try:
+        refuse_links(room)
         make_private(room)
         sweep(backup_dir)
         unlocked = Path(tempfile.mkdtemp(prefix="new-", dir=room))
@@ -110,6 +111,7 @@ def one_at_a_time(backup_dir: Path, what: str) -> Iterator[None]:
 def _lock_on(path: Path) -> int | None:
     """The lock, held; None where another holds it, or has just removed the file that we opened."""
     try:
+        refuse_links(path)
         make_private(path.parent)
         lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:

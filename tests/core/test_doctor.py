@@ -201,6 +201,13 @@ def test_an_unreachable_database_fails_and_the_rest_is_looked_at(doctor: Doctor)
     assert found["time zone"].verdict == "ok"
 
 
+def test_a_folder_that_others_may_write_to_is_told(doctor: Doctor, tmp_path: Path) -> None:
+    assert "BACKUP_DIR" not in doctor()
+    (tmp_path / "backups").chmod(0o777)
+    found = doctor()["BACKUP_DIR"]
+    assert (found.verdict, "mode 0777" in found.found) == ("warn", True)
+
+
 def test_an_unreachable_database_is_no_fault_of_the_disk(doctor: Doctor) -> None:
     found = doctor(DATABASE_URL=f"postgresql://u@127.0.0.1:{free_port()}/gone")
     assert found["disk"].exit_code == 0

@@ -94,6 +94,15 @@ def test_a_hold_that_says_nothing_ends_two_days_after_it_was_put(store: LocalSto
     assert not is_held(store, ID)
 
 
+def test_a_hold_that_is_too_large_for_one_is_not_read_and_holds(store: LocalStore) -> None:
+    class Unread(LocalStore):
+        def read(self, name: str) -> bytes:
+            raise MemoryError(name)
+
+    left(store, json.dumps([[]] * 10_000))
+    assert is_held(Unread(store.folder), ID)
+
+
 def test_a_hold_that_is_let_go_of_while_it_is_looked_at_is_none(store: LocalStore) -> None:
     class Leaving(LocalStore):
         def read(self, name: str) -> bytes:

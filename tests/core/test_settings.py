@@ -226,6 +226,24 @@ def test_a_length_of_time_that_means_nothing_is_refused(
     load(None)
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "without an end", "large"])
+def test_a_file_of_settings_is_neither_waited_for_nor_read_for_ever(kind: str) -> None:
+    for path in (Path("key"), Path("other.env")):
+        if kind == "a pipe":
+            os.mkfifo(path)
+        elif kind == "large":
+            path.write_bytes(b"a" * 300_000)
+        else:
+            path.symlink_to("/dev/zero")
+    said = "more than" if kind == "large" else "no regular file"
+    with pytest.raises(ConfigurationError, match=said):
+        load(env_file("BACKUP_ENCRYPTION_KEY_FILE=key\n")).passphrase()
+    with pytest.raises(ConfigurationError, match=said):
+        load(env_file("BACKUP_ENCRYPTION_OLD_KEYS_FILE=key\n")).old_passphrases()
+    with pytest.raises(ConfigurationError, match=said):
+        load(Path("other.env"))
+
+
 # -- old passphrases
 
 

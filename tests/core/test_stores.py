@@ -404,6 +404,22 @@ def test_a_bucket_that_is_not_there_is_named_with_what_to_do(
     assert errors[0].exit_code == 7
 
 
+def test_the_address_of_the_server_holds_no_secret_wherever_it_comes_from(
+    bucket: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://k:very-secret@127.0.0.1:9")
+    ours = of(settings, bucket).model_copy(update={"aws_endpoint_url_s3": None})
+    with pytest.raises(ConfigurationError, match="holds a user or password") as raised:
+        connect(ours)
+    assert "very-secret" not in str(raised.value)
+
+
+def test_the_bucket_says_what_time_it_is(bucket: str, client: Any, settings: Settings) -> None:
+    apart = S3Store(client, of(settings, bucket)).clock() - datetime.now(UTC)
+    assert abs(apart) < timedelta(seconds=5)
+
+
 def test_without_the_servers_checksums_all_is_read_back(
     bucket: str, s3: S3Server, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backup_dag.core import journal
 from backup_dag.core.errors import DiskError
 from backup_dag.core.work import (
     new_file,
@@ -91,6 +92,26 @@ def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
         assert not left.exists()
         assert not elsewhere.parent.exists()
         assert ours.exists()
+
+
+def test_a_folder_of_ours_that_is_a_link_is_refused_and_nothing_is_removed_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "theirs" / "run-precious").mkdir(parents=True)
+    (tmp_path / "backups").mkdir()
+    (tmp_path / "backups" / ".work").symlink_to(tmp_path / "theirs")
+    with pytest.raises(DiskError, match="is a link"), work_directory(tmp_path / "backups"):
+        pass
+    with pytest.raises(DiskError, match="is a link"), one_at_a_time(tmp_path / "backups", "drill"):
+        pass
+    assert (tmp_path / "theirs" / "run-precious").exists()
+    for log in (tmp_path / "file", tmp_path / "pipe"):
+        if log.name == "pipe":
+            os.mkfifo(log)
+        link = tmp_path / "backups" / f".{log.name}.jsonl"
+        link.symlink_to(log)
+        assert "is a link" in journal.append(link, {"a": 1})
+        with pytest.raises(DiskError):
+            list(journal.read(link))
+    assert not (tmp_path / "file").exists()
 
 
 def test_what_belongs_to_a_living_run_is_kept(tmp_path: Path) -> None:

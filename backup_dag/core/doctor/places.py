@@ -32,6 +32,11 @@ def disk(settings: Settings, databases: tuple[Database, ...]) -> Iterator[Findin
     """Whether there is room for the next night. Raises DiskError."""
     with work_directory(settings.backup_dir) as work:
         free = shutil.disk_usage(work).free
+    found = settings.backup_dir.stat()
+    if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+        mode = f"mode {found.st_mode & 0o7777:04o}, owner {found.st_uid}"
+        said = f"others may write to {settings.backup_dir} ({mode})"
+        yield warn("BACKUP_DIR", said, "give it to this user alone: chown, chmod 700")
     need = 0
     for database in databases:
         try:

@@ -60,7 +60,7 @@ def clean_up(
     Raises:
         StoreError, StoreUnreachable, DiskError: a store could not be asked at all. Nothing was removed.
     """
-    now = now or datetime.now(UTC)
+    now = now or _earliest(stores)
     report = Report(leave.dry_run, foreign=_foreign(stores, configured))
     for database in [only] if only else configured:
         # copy_offsite's lock: meanwhile nothing is uploaded, and nobody else cleans up
@@ -76,6 +76,15 @@ def clean_up(
             if error.retryable:  # the next would wait for it too
                 break
     return report
+
+
+def _earliest(stores: Sequence[Store]) -> datetime:
+    """The time by whichever clock is behind, this host's or a store's: an earlier one removes no more."""
+    clocks = [datetime.now(UTC)]
+    for store in stores:
+        with suppress(StoreError, DiskError):  # of that the listing speaks
+            clocks.append(store.clock())
+    return min(clocks)
 
 
 @contextmanager

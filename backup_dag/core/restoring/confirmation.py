@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.errors import DiskError, GuardRefused
-from backup_dag.core.private import make_private
+from backup_dag.core.private import make_private, refuse_links
 
 MINUTES = 60
 """For how long a code holds."""
@@ -72,6 +72,7 @@ def _key(backup_dir: Path) -> bytes:
     path = backup_dir / _KEY_FILE
     try:
         make_private(backup_dir)
+        refuse_links(path)
         with suppress(FileNotFoundError):
             return path.read_bytes()
         made = path.with_name(f"{_KEY_FILE}-{os.getpid()}")

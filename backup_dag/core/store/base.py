@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.stream import Observer, Writer
 
@@ -14,6 +15,19 @@ PROBE = ".probe"
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
 """The end of a lock that has none."""
+
+
+LARGEST = 64 << 20
+"""Bytes of what describes a backup: the manifest of 100,000 tables has some 30 MB."""
+
+
+def hold_to_largest(address: str, size: int) -> None:
+    """Raises IntegrityError for what is too large to be read at once."""
+    if size > LARGEST:
+        raise IntegrityError(
+            f"{address} has {size:,} bytes, and nothing that describes a backup has more than {LARGEST:,}",
+            hint="see who can write there; compare it with the other store's copy",
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,10 @@ class Store(Protocol):
         """The host that serves it; "" for a folder of this machine."""
         ...
 
+    def clock(self) -> datetime:
+        """What time it is there; this host's where it does not say."""
+        ...
+
     def list(self, beginning: str = "") -> Iterator[Listed]:
         """The files whose names begin so."""
         ...
@@ -90,7 +108,8 @@ class Store(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """A small file's bytes."""
+        """A small file's bytes. Raises IntegrityError for more than LARGEST: whoever may write there could
+        else fill the memory of who reads."""
         ...
 
     def remove(self, name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from backup_dag.core.errors import BackupNotFound, DiskError, IntegrityError
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.private import make_private
-from backup_dag.core.store.base import Listed, Stored, Upload
+from backup_dag.core.store.base import Listed, Stored, Upload, hold_to_largest
 from backup_dag.core.stream import BLOCK, Observer, Writer
 from backup_dag.core.work import NOTE, disk_error
 
@@ -31,6 +31,9 @@ class LocalStore:
     @property
     def host(self) -> str:
         return ""
+
+    def clock(self) -> datetime:
+        return datetime.now(UTC)
 
     def list(self, beginning: str = "") -> Iterator[Listed]:
         with self._explained("listing", ""):
@@ -100,6 +103,8 @@ class LocalStore:
             sink.write(block)
 
     def read(self, name: str) -> bytes:
+        with self._explained("reading", name), suppress(FileNotFoundError):
+            hold_to_largest(str(self.folder / name), (self.folder / name).stat().st_size)
         return b"".join(self._blocks(name))
 
     def _blocks(self, name: str) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +34,7 @@ from backup_dag.core.errors import (
 )
 from backup_dag.core.manifest import Bytes
 from backup_dag.core.settings import Settings
-from backup_dag.core.store.base import FOREVER, PROBE, Listed, Stored, Upload
+from backup_dag.core.store.base import FOREVER, PROBE, Listed, Stored, Upload, hold_to_largest
 from backup_dag.core.stream import BLOCK, Hashing, Meter, Observer, Writer
 from backup_dag.core.work import disk_error
 
@@ -61,7 +62,7 @@ _REFUSALS = {
 
 def connect(settings: Settings) -> Any:
     """A client of boto3's, with credentials from wherever boto3 looks (environment, ~/.aws, role)."""
-    return client_from(
+    client = client_from(
         lambda: boto3.session.Session().client(
             "s3",
             region_name=settings.aws_default_region,
@@ -69,6 +70,13 @@ def connect(settings: Settings) -> Any:
             config=bounded(settings),
         )
     )
+    if "@" in urlsplit(str(client.meta.endpoint_url)).netloc:  # from wherever boto3 has it
+        raise ConfigurationError(
+            "the address of the S3 server holds a user or password, which would stand in every message",
+            hint="see AWS_ENDPOINT_URL, and endpoint_url in ~/.aws/config; give keys in AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY",
+        )
+    return client
 
 
 def bounded(settings: Settings) -> Config:
@@ -124,6 +132,15 @@ class S3Store:
     @property
     def host(self) -> str:
         return urlsplit(str(self._s3.meta.endpoint_url)).hostname or ""
+
+    def clock(self) -> datetime:
+        """By the Date of an answer (RFC 9110)."""
+        with self._explained(f"asking {self.address()} for the time"):
+            answer = self._s3.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        with suppress(KeyError, TypeError, ValueError):
+            said = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            return said.astimezone(UTC)
+        return datetime.now(UTC)
 
     def list(self, beginning: str = "") -> Iterator[Listed]:
         with self._explained(f"listing {self.address()}"):
@@ -280,6 +297,7 @@ class S3Store:
     def read(self, name: str) -> bytes:
         with self._explained(f"reading {self.address(name)}"):
             found = self._s3.get_object(Bucket=self._bucket, Key=self._prefix + name)
+            hold_to_largest(self.address(name), found["ContentLength"])
             return bytes(found["Body"].read())
 
     def remove(self, name: str) -> None:

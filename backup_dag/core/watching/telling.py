@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from backup_dag.core.errors import DeliveryFailed, DiskError
 from backup_dag.core.manifest import Moment
+from backup_dag.core.private import refuse_links
 from backup_dag.core.settings import Settings
 from backup_dag.core.watching.alerts import Alert, deliver
 from backup_dag.core.watching.delivery import receivers
@@ -154,5 +155,6 @@ def _read(path: Path) -> _State:
     if path in _unkept:
         return _unkept[path].model_copy(deep=True)
     with suppress(OSError, ValidationError):
+        refuse_links(path)
         return _State.model_validate_json(path.read_bytes())
     return _State()

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from backup_dag.core.catalog import Catalog
 from backup_dag.core.manifest import Count, Manifest
+from backup_dag.core.private import refuse_links
 from backup_dag.core.settings import Settings
 
 NIGHTS = 7
@@ -134,6 +135,7 @@ _KNOWN = TypeAdapter(_Known)
 
 def _read(settings: Settings) -> _Known:
     with suppress(OSError, ValueError):  # pydantic's is one too
+        refuse_links(settings.backup_dir / _FILE)
         return _KNOWN.validate_json((settings.backup_dir / _FILE).read_bytes())
     return {}
 
