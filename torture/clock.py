@@ -1,8 +1,10 @@
-"""A clock that is wrong."""
+"""A clock that is wrong, and time that has passed."""
 
 import sys
 from datetime import datetime, timedelta
 from typing import Any
+
+from backup_dag.core.store.s3 import S3Store
 
 
 class Jumping:
@@ -24,3 +26,15 @@ class Jumping:
         for name, module in list(sys.modules.items()):
             if name.startswith("backup_dag") and getattr(module, "datetime", None) is datetime:
                 setattr(module, "datetime", Clock)  # noqa: B010
+
+
+class Passed(Jumping):
+    """So much time has passed: for the bucket's server, too."""
+
+    def __init__(self, time: timedelta) -> None:
+        super().__init__(time, 0)
+
+    def __call__(self) -> None:
+        super().__call__()
+        asked, by = S3Store.clock, self._by
+        setattr(S3Store, "clock", lambda store: asked(store) + by)  # noqa: B010

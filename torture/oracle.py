@@ -14,7 +14,7 @@ from backup_dag.core.errors import BackupDagError
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.base import Store
 from backup_dag.core.verify import examine
-from torture.clock import Jumping
+from torture.clock import Passed
 from torture.world import DATABASE, SECRETS, Ended, Hook, World
 
 _PATIENCE = 12.0  # seconds in which what a killed run leaves to the kernel must have ended
@@ -162,7 +162,7 @@ def _of_its_restore(world: World, copy: Copy) -> Iterator[str]:
 def _of_the_orphans(world: World) -> Iterator[str]:
     """The clean-up of the next night removes them, but those that are whole by their checksums: these it
     names, since it cannot know that they never had a manifest."""
-    cleaned = world.run(*_CLEANUP, hook=Jumping(timedelta(hours=25), 0))
+    cleaned = world.run(*_CLEANUP, hook=Passed(timedelta(hours=25)))
     if cleaned.status != FINE:
         yield f"the clean-up of the night after exits {cleaned.status}: {_shortly(cleaned.said)}"
     for store, backup in _orphans(world):

@@ -47,6 +47,7 @@ from backup_dag.core.offsite import copy_offsite
 from backup_dag.core.postgres import Session, Snapshot
 from backup_dag.core.settings import Settings
 from backup_dag.core.store.local import LocalStore
+from backup_dag.core.store.s3 import S3Store
 from backup_dag.core.verify import examine, verify_latest
 from backup_dag.core.watching.watch import look
 from demo.servers import Postgres, S3Server, available_versions
@@ -170,11 +171,14 @@ def _clock() -> Iterator[Clock]:
         vars(module)["datetime"] = Simulated
     setattr(Session, "now", lambda session: clock.now())  # noqa: B010
     setattr(Session, "snapshot", simulated)  # noqa: B010
+    bucket_clock = S3Store.clock
+    setattr(S3Store, "clock", lambda store: clock.now())  # noqa: B010
     try:
         yield clock
     finally:
         setattr(Session, "now", server_now)  # noqa: B010
         setattr(Session, "snapshot", snapshot)  # noqa: B010
+        setattr(S3Store, "clock", bucket_clock)  # noqa: B010
         for module in told:
             vars(module)["datetime"] = datetime
 
