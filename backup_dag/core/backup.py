@@ -40,7 +40,7 @@ from backup_dag.core.options import selects_schemas
 from backup_dag.core.postgres import Session, Snapshot
 from backup_dag.core.publish import publish
 from backup_dag.core.settings import Settings
-from backup_dag.core.stages.checksum import checksum_file
+from backup_dag.core.stages.checksum import checksum_file, written
 from backup_dag.core.stages.compression import compressing
 from backup_dag.core.stages.dump import EXTENSION, as_sql, dumping, dumping_roles, properties_sql
 from backup_dag.core.stages.encryption import encrypting
@@ -120,8 +120,8 @@ def _taken(settings: Settings, order: Order, observer: Observer | None) -> Manif
         with _snapshot_of_a_free_second(session, store, order.database.name) as snapshot:
             run = _Run(order, key, work, clients, session, snapshot)
             manifest = authenticated(run.make(observer))
-        _write(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files))
-        _write(work / manifest.id.file(MANIFEST), manifest.to_json())
+        written(work / manifest.id.file(CHECKSUM), checksum_file(manifest.files).encode())
+        written(work / manifest.id.file(MANIFEST), manifest.to_json().encode())
         publish(store, manifest, work)
         _wait_for_the_seconds_end(session, manifest.id)
     return manifest
@@ -280,11 +280,6 @@ class _Stages:
     plain: Hashing
     compressed: Hashing
     encrypted: Hashing
-
-
-def _write(path: Path, text: str) -> None:
-    with new_file(path) as file:
-        file.write(text.encode())
 
 
 def recovery_by_hand(

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.errors import BackupDagError, IntegrityError
-from backup_dag.core.manifest import CHECKSUM, Bytes, Manifest
-from backup_dag.core.stages.checksum import checksum_file, is_listed
+from backup_dag.core.manifest import CHECKSUM, Manifest
+from backup_dag.core.stages.checksum import checksum_file, is_listed, measured, written
 from backup_dag.core.store.base import Store, Stored
-from backup_dag.core.stream import Hashing, Observer
-from backup_dag.core.work import disk_error, new_file, work_directory
+from backup_dag.core.stream import Observer
+from backup_dag.core.work import disk_error, work_directory
 
 
 def publish(
@@ -30,7 +30,7 @@ def publish(
             if name == manifest.id.file(CHECKSUM):
                 stored[name] = _put_checksums(store, manifest, folder, observer)
             else:
-                expected = promised.get(name) or _measured(folder / name)
+                expected = promised.get(name) or measured(_read(folder / name))
                 stored[name] = store.put(folder / name, name, expected, observer)
     except BaseException as error:
         only_the_manifest_failed = len(stored) == len(manifest.names) - 1
@@ -52,9 +52,9 @@ def _put_checksums(store: Store, manifest: Manifest, folder: Path, observer: Obs
     name, text = manifest.id.file(CHECKSUM), checksum_file(manifest.files).encode()
     try:
         if _read(folder / name) == text:
-            return store.put(folder / name, name, _measured(folder / name), observer)
+            return store.put(folder / name, name, measured(text), observer)
         with work_directory(folder) as work:
-            return store.put(work / name, name, _written(work / name, text), observer)
+            return store.put(work / name, name, written(work / name, text), observer)
     except IntegrityError:
         if not _is_right_there(store, manifest, folder):
             raise
@@ -76,15 +76,8 @@ def _is_right_there(store: Store, manifest: Manifest, folder: Path) -> bool:
     if not is_listed(both, manifest.files):
         return False
     with work_directory(folder) as work:
-        store.replace(work / name, name, _written(work / name, both))
+        store.replace(work / name, name, written(work / name, both))
     return True
-
-
-def _written(path: Path, text: bytes) -> Bytes:
-    with new_file(path) as file:
-        hashing = Hashing(file)
-        hashing.write(text)
-    return hashing.seen()
 
 
 def _may_be_there(store: Store, manifest: Manifest) -> bool:
@@ -94,12 +87,6 @@ def _may_be_there(store: Store, manifest: Manifest) -> bool:
         return any(listed.name == name for listed in store.list(name))
     except BackupDagError:
         return True
-
-
-def _measured(path: Path) -> Bytes:
-    hashing = Hashing()
-    hashing.write(_read(path))
-    return hashing.seen()
 
 
 def _read(path: Path) -> bytes:

@@ -181,7 +181,7 @@ class Rekeying:
                 found.needs_old = isinstance(by, ByPassphrase) and by.key not in self.key.fingerprints
             elif found.under == [*self.key.fingerprints]:
                 found.fate = "current"
-                if untidy(copy.store, manifest):
+                if untidy(copy, manifest):
                     _refuse_while_read(copy.store, manifest)
                     found.fate = "untidy"
             else:

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from backup_dag.core.catalog import Catalog
+from backup_dag.core.copies import Copy
 from backup_dag.core.errors import BackupDagError, GuardRefused, IntegrityError, StoreError
 from backup_dag.core.holds import holder
-from backup_dag.core.manifest import CHECKSUM, MANIFEST, Manifest, holds_data, owner_of
-from backup_dag.core.stages.checksum import checksum_file, is_listed
+from backup_dag.core.manifest import CHECKSUM, MANIFEST, Manifest, holds_data
+from backup_dag.core.stages.checksum import checksum_file, is_listed, written
 from backup_dag.core.store.base import Store
-from backup_dag.core.stream import Hashing, Observer
-from backup_dag.core.work import new_file
+from backup_dag.core.stream import Observer
 
 
 def replace_copy(
@@ -66,24 +66,16 @@ def tidy(store: Store, manifest: Manifest, folder: Path) -> list[str]:
     with suppress(StoreError):  # not being allowed to look is no error
         for upload in [each for each in store.unfinished(f"{manifest.id}.") if holds_data(each.name)]:
             store.abort(upload)
-    unnamed = beside(store, manifest)
-    for each in unnamed:
+    for each in copy.unnamed:
         store.remove(each)
-    return unnamed
+    return [*copy.unnamed]
 
 
-def untidy(store: Store, manifest: Manifest) -> bool:
+def untidy(copy: Copy, manifest: Manifest) -> bool:
     """Whether there is something for `tidy` to do: data beside a copy, or checksums that list it too."""
-    listed = store.read(manifest.id.file(CHECKSUM))
+    listed = copy.store.read(manifest.id.file(CHECKSUM))
     more = listed != checksum_file(manifest.files).encode() and is_listed(listed, manifest.files)
-    return more or bool(beside(store, manifest))
-
-
-def beside(store: Store, manifest: Manifest) -> list[str]:
-    """Files of data that belong to a backup by their names, and that its manifest does not name."""
-    named = {file.name for file in manifest.files}
-    there = [listed.name for listed in store.list(f"{manifest.id}.")]
-    return [name for name in there if holds_data(name) and owner_of(name) and name not in named]
+    return more or bool(copy.unnamed)
 
 
 def _put_data(store: Store, new: Manifest, folder: Path, observer: Observer | None) -> None:
@@ -103,7 +95,4 @@ def _describe(store: Store, folder: Path, name: str, text: str) -> None:
     """Replaces what describes a backup."""
     path = folder / f"{name}.new"
     path.unlink(missing_ok=True)
-    with new_file(path) as file:
-        hashing = Hashing(file)
-        hashing.write(text.encode())
-    store.replace(path, name, hashing.seen())
+    store.replace(path, name, written(path, text.encode()))

@@ -10,7 +10,7 @@ from backup_dag.core.catalog import Catalog
 from backup_dag.core.errors import IntegrityError, StoreUnreachable
 from backup_dag.core.manifest import Bytes, Encryption, File, Globals, Manifest, named_for
 from backup_dag.core.publish import publish
-from backup_dag.core.replacement import beside, replace_copy, tidy
+from backup_dag.core.replacement import replace_copy, tidy
 from backup_dag.core.stages.checksum import checksum_file, is_listed
 from backup_dag.core.store.base import Listed, Stored
 from backup_dag.core.store.local import LocalStore
@@ -184,9 +184,15 @@ def test_nothing_is_removed_beside_a_manifest_that_is_another_by_now(tmp_path: P
     assert files(store) == set(old.names)
 
 
+def beside(store: LocalStore, of: Manifest) -> list[str]:
+    [copy] = Catalog([store]).load(of.id).copies
+    return [*copy.unnamed]
+
+
 def test_only_data_that_the_manifest_does_not_name_is_beside_it(tmp_path: Path, old: Manifest) -> None:
     store = LocalStore(tmp_path / "backups")
     of_another = manifest("orders_2").artifact.name
+    store.put_note(old.id.file("json"), old.to_json())
     for name in (
         old.id.file("verify.json"),
         old.id.file("hold-1-2.json"),

@@ -5,9 +5,12 @@ Works on ciphertext, so it needs no key.
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from backup_dag.core.errors import IntegrityError
 from backup_dag.core.manifest import Bytes, File, holds_data, owner_of
+from backup_dag.core.stream import Hashing
+from backup_dag.core.work import new_file
 
 _LARGEST = 1 << 16  # bytes of a `.sha256`: it has four lines at most
 _LINE = re.compile(r"[0-9a-f]{64}  (?P<name>\S+)\n", re.ASCII)
@@ -32,6 +35,20 @@ def is_listed(text: bytes, files: Sequence[File]) -> bool:
     owners = {owner_of(file.name) for file in files}
     ours = all(holds_data(name) and {owner_of(name)} == owners for name in names)
     return ours and len(names) == len(listed) and names.isdisjoint(file.name for file in files)
+
+
+def measured(text: bytes) -> Bytes:
+    """Length and digest of what is in memory."""
+    hashing = Hashing()
+    hashing.write(text)
+    return hashing.seen()
+
+
+def written(path: Path, text: bytes) -> Bytes:
+    """Writes a new file that only its owner may read; returns its length and digest. Raises DiskError."""
+    with new_file(path) as file:
+        file.write(text)
+    return measured(text)
 
 
 def compare(name: str, expected: Bytes, found: Bytes) -> None:
